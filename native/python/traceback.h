@@ -1,0 +1,1 @@
+/* Included by Cython's dead code only; see Python.h. */
