@@ -1,0 +1,1 @@
+"""The init that runs as PID 1 in a container."""
