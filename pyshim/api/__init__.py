@@ -1,0 +1,1 @@
+"""Messages: .proto files of our own writing, and what is generated from them."""

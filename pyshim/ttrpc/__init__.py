@@ -1,0 +1,1 @@
+"""ttrpc: framing, messages, status codes and a blocking client."""
