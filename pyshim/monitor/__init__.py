@@ -1,0 +1,1 @@
+"""The native monitor, and the Python end of its channel."""

@@ -1,0 +1,2112 @@
+"""pyshim-monitor: holds what a container must not lose, while no Python runs.
+
+It is the parent of the container's processes, pumps their output, keeps descriptors and an opaque
+state, and activates a service (Python) when something happens.  ``protocol.md`` says all that it
+does; types, tables and limits are in ``monitor.pxd``.
+
+It must never exit because of anything that a service says, never wait for anybody except in its
+one epoll_wait, never wake up without a cause, and never touch a Python object: Cython compiles this
+file to C without the Python runtime.
+
+One epoll_wait, one event, one dispatch: an event is handled before the next is asked for, so no
+event can speak of a descriptor that the one before it has closed.
+"""
+
+import cython
+from cython.cimports.linux import (
+    AF_UNIX,
+    CLOCK_MONOTONIC,
+    CLOCK_REALTIME,
+    CMSG_DATA,
+    CMSG_FIRSTHDR,
+    CMSG_LEN,
+    CMSG_NXTHDR,
+    CMSG_SPACE,
+    E2BIG,
+    EACCES,
+    EAGAIN,
+    EBADMSG,
+    ECONNABORTED,
+    ECONNRESET,
+    EEXIST,
+    EINTR,
+    EINVAL,
+    EIO,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    ENOTDIR,
+    ENOTSOCK,
+    EPERM,
+    EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD,
+    EPOLLERR,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    EPOLLRDHUP,
+    EPROTO,
+    ESRCH,
+    F_DUPFD_CLOEXEC,
+    F_GETFL,
+    F_SETFL,
+    FIONREAD,
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_PRIVATE,
+    MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSG_TRUNC,
+    O_CLOEXEC,
+    O_NONBLOCK,
+    O_RDWR,
+    POLLIN,
+    POLLOUT,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    PROT_READ,
+    PROT_WRITE,
+    RLIMIT_NOFILE,
+    S_IFCHR,
+    S_IFIFO,
+    S_IFMT,
+    S_IFREG,
+    SCM_RIGHTS,
+    SFD_CLOEXEC,
+    SFD_NONBLOCK,
+    SHUT_RDWR,
+    SIG_DFL,
+    SIG_IGN,
+    SIG_SETMASK,
+    SIGCHLD,
+    SIGHUP,
+    SIGINT,
+    SIGKILL,
+    SIGPIPE,
+    SIGTERM,
+    SIGXFSZ,
+    SO_PEERCRED,
+    SO_SNDBUF,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    SPLICE_F_MOVE,
+    SPLICE_F_NONBLOCK,
+    WNOHANG,
+    SYS_close_range,
+    SYS_rt_sigprocmask,
+    _exit,
+    accept4,
+    chdir,
+    clock_gettime,
+    close,
+    cmsghdr,
+    connect,
+    dup2,
+    environ,
+    epoll_create1,
+    epoll_ctl,
+    epoll_event,
+    epoll_wait,
+    errno,
+    execve,
+    fcntl,
+    fstat,
+    fstat_mode,
+    geteuid,
+    getpid,
+    getppid,
+    getrlimit,
+    getsockopt,
+    ioctl,
+    iovec,
+    kill,
+    madvise,
+    memcpy,
+    memset,
+    mmap,
+    msghdr,
+    munmap,
+    open,
+    pid_t,
+    poll,
+    pollfd,
+    prctl,
+    pread,
+    read,
+    recv,
+    recvmsg,
+    rlimit,
+    send,
+    sendmsg,
+    setrlimit,
+    setsid,
+    setsockopt,
+    shutdown,
+    sigaddset,
+    sigemptyset,
+    signal,
+    signalfd,
+    signalfd_siginfo,
+    sigprocmask,
+    sigset_t,
+    sockaddr,
+    sockaddr_un,
+    socket,
+    socketpair,
+    splice,
+    stat_mode_t,
+    stat_t,
+    strchr,
+    strcmp,
+    strlen,
+    syscall,
+    timespec,
+    ucred,
+    vfork,
+    waitpid,
+    write,
+)
+
+
+def program_main(argc, argv):
+    """What the monitor does, from beginning to end; QUIT ends it in ``finish``."""
+    read_command_line(argc, argv)
+    set_up()
+    loop()
+    return 0
+
+
+# --- Start ---------------------------------------------------------------------------------------
+
+
+def read_command_line(argc, argv):
+    """Obeys ``--zygote SOCKET --python PATH`` or ``--version``; anything else ends the monitor."""
+    global zygote_path, python_path
+    at: cython.int = 1
+    while at < argc:
+        if strcmp(argv[at], b"--version") == 0:
+            write(1, b"pyshim-monitor ", 15)
+            write(1, PYSHIM_VERSION, strlen(PYSHIM_VERSION))
+            write(1, b"\n", 1)
+            _exit(0)
+        elif at + 1 < argc and strcmp(argv[at], b"--zygote") == 0:
+            zygote_path = argv[at + 1]
+        elif at + 1 < argc and strcmp(argv[at], b"--python") == 0:
+            python_path = argv[at + 1]
+        else:
+            refuse(b"unknown option, or its value is missing: ", argv[at])
+        at += 2
+    if zygote_path == cython.NULL or python_path == cython.NULL:
+        refuse(b"usage: pyshim-monitor --zygote SOCKET --python PATH | --version", b"")
+    if strlen(zygote_path) > 107:
+        refuse(b"--zygote: a socket's path has at most 107 bytes: ", zygote_path)
+
+
+def refuse(problem, subject):
+    """Says in one line on stderr why the monitor does not start, and ends it."""
+    write(2, b"pyshim-monitor: ", 16)
+    write(2, problem, strlen(problem))
+    write(2, subject, strlen(subject))
+    write(2, b"\n", 1)
+    _exit(EXIT_USAGE)
+
+
+def set_up():
+    """Takes over what the launcher prepared: signals, descriptors 3 and 4, orphans."""
+    global poller, signals, state_fd, null_fd, own_pid, scratch, channel, next_accepted_tag
+    wanted_signals: sigset_t
+    about: stat_t
+    number: cython.int
+    listener: cython.pointer(Held)
+    if fstat(LISTENER_FD, cython.address(about)) != 0:
+        refuse(b"descriptor 3 must be the listening socket; it is closed", b"")
+    if fstat(STATE_FD, cython.address(about)) != 0:
+        refuse(b"descriptor 4 must be the memfd of the first state; it is closed", b"")
+    close_strangers()
+    null_fd = move_up(open(b"/dev/null", O_RDWR | O_CLOEXEC))
+    state_fd = move_up(STATE_FD)
+    channel = -1
+    own_pid = getpid()
+    next_accepted_tag = FIRST_ACCEPTED_TAG
+    raise_limit()
+    for number in range(1, 32):
+        signal(number, SIG_DFL)
+    signal(SIGPIPE, SIG_IGN)
+    signal(SIGHUP, SIG_IGN)
+    signal(SIGXFSZ, SIG_IGN)
+    sigemptyset(cython.address(wanted_signals))
+    sigaddset(cython.address(wanted_signals), SIGCHLD)
+    sigaddset(cython.address(wanted_signals), SIGTERM)
+    sigaddset(cython.address(wanted_signals), SIGINT)
+    sigprocmask(SIG_SETMASK, cython.address(wanted_signals), cython.NULL)
+    signals = signalfd(-1, cython.address(wanted_signals), SFD_CLOEXEC | SFD_NONBLOCK)
+    poller = epoll_create1(EPOLL_CLOEXEC)
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    scratch = cython.cast(
+        cython.p_char,
+        mmap(
+            cython.NULL,
+            SCRATCH_BYTES,
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS,
+            -1,
+            0,
+        ),
+    )
+    if poller < 0 or signals < 0 or null_fd < 0 or scratch == MAP_FAILED:
+        refuse(b"no descriptors or memory to start with; check the host's limits", b"")
+    set_interest(signals, 0, EPOLLIN, ON_SIGNAL, 0)
+    listener = new_held(LISTENER_TAG, move_up(LISTENER_FD), HOLD_ACCEPT)
+    set_nonblocking(listener.fd)
+    watch_held(listener)
+
+
+def close_strangers():
+    """Whatever else the launcher had open is not ours to keep open."""
+    fd: cython.int
+    if syscall(SYS_close_range, 5, 0x7FFFFFFF, 0) != 0:
+        for fd in range(5, 1024):
+            close(fd)
+
+
+def raise_limit():
+    """Connections and relays need descriptors; children get the limit that we found."""
+    limit: rlimit
+    getrlimit(RLIMIT_NOFILE, cython.address(limit_at_start))
+    limit = limit_at_start
+    limit.rlim_cur = limit.rlim_max
+    setrlimit(RLIMIT_NOFILE, cython.address(limit))
+
+
+def move_up(fd):
+    """The same descriptor above those that a child's stdio uses, closed on exec."""
+    moved: cython.int = fcntl(fd, F_DUPFD_CLOEXEC, 10)
+    if moved >= 0:
+        close(fd)
+    return moved
+
+
+# --- The loop ------------------------------------------------------------------------------------
+
+
+def loop():
+    """Waits for one event, handles it, and sets right what follows from it."""
+    event: epoll_event
+    count: cython.int
+    while True:
+        count = epoll_wait(poller, cython.address(event), 1, time_to_wait())
+        if count > 0:
+            dispatch(event.data.u64, event.events)
+        if always_ready_count:
+            pump_always_ready()
+        keep_deadlines()
+        settle()
+
+
+def dispatch(data, events):
+    """Hands an event to what it belongs to."""
+    kind: cython.int = cython.cast(cython.int, data >> 32)
+    index: cython.int = cython.cast(cython.int, data & 0x7FFFFFFF)
+    if kind == ON_SIGNAL:
+        take_signals()
+    elif kind == ON_CHANNEL:
+        channel_event(events)
+    elif kind == ON_HELD:
+        held_event(helds + index, events)
+    elif kind == ON_RELAY_SOURCE or kind == ON_RELAY_DESTINATION:
+        pump(relays + index)
+
+
+def settle():
+    """Brings the service, and what is watched while there is none, in line with what is so now."""
+    global watching
+    idle: cython.bint
+    flush()
+    if channel < 0 and wanted and not quitting and retry_at == 0:
+        activate()
+    if channel >= 0:
+        watch_channel()
+    idle = channel < 0 and not wanted and not quitting
+    if idle != watching:
+        watching = idle
+        watch_all()
+        if idle:
+            madvise(scratch, SCRATCH_BYTES, MADV_DONTNEED)
+    if quitting and piece_count == 0 and (channel < 0 or deaf or not dirty):
+        finish()
+
+
+def sooner(one, other):
+    """The earlier of two times, where 0 is never."""
+    if one == 0 or (other != 0 and other < one):
+        return other
+    return one
+
+
+def time_to_wait():
+    """How long epoll_wait may sleep: for ever unless something is due."""
+    due: cython.longlong = 0
+    left: cython.longlong
+    at: cython.int
+    if always_ready_count:
+        for at in range(relay_top):
+            if relays[at].state == RELAY_READING and relays[at].always_ready:
+                return 0
+    due = sooner(due, hello_until)
+    due = sooner(due, retry_at)
+    due = sooner(due, alarm_at)
+    due = sooner(due, end_signal_until)
+    due = sooner(due, quit_at)
+    due = sooner(due, accept_again_at)
+    if draining_count:
+        for at in range(relay_top):
+            if relays[at].draining:
+                due = sooner(due, relays[at].drain_until)
+    if due == 0:
+        return -1
+    left = due - now_ms()
+    if left < 0:
+        return 0
+    return cython.cast(cython.int, left) if left < 0x7FFFFFFF else 0x7FFFFFFF
+
+
+def keep_deadlines():
+    """Does what has become due."""
+    global hello_until, retry_at, alarm_at, alarm_unsent, dirty, accept_again_at
+    at: cython.int
+    now: cython.longlong
+    if (
+        hello_until == 0
+        and retry_at == 0
+        and alarm_at == 0
+        and end_signal_until == 0
+        and quit_at == 0
+        and accept_again_at == 0
+        and draining_count == 0
+    ):
+        return
+    now = now_ms()
+    if quit_at != 0 and now >= quit_at:
+        finish()
+    if end_signal_until != 0 and now >= end_signal_until:
+        finish()
+    if hello_until != 0 and now >= hello_until:
+        hello_until = 0
+        lose_service()
+    if retry_at != 0 and now >= retry_at:
+        retry_at = 0
+    if alarm_at != 0 and now >= alarm_at:
+        alarm_at = 0
+        if channel >= 0 and not parking:
+            alarm_unsent = 1
+        want(True)
+    if accept_again_at != 0 and now >= accept_again_at:
+        accept_again_at = 0
+        watch_all()
+    if draining_count:
+        for at in range(relay_top):
+            if relays[at].draining and now >= relays[at].drain_until:
+                if relays[at].state == RELAY_BLOCKED:
+                    end_relay(relays + at, 0)
+                else:
+                    relays[at].drain_until = now + DRAIN_MS
+
+
+def finish():
+    """The end; the kernel closes what is held."""
+    _exit(0)
+
+
+def now_ms():
+    """A clock that only moves forward."""
+    now: timespec
+    clock_gettime(CLOCK_MONOTONIC, cython.address(now))
+    return cython.cast(cython.longlong, now.tv_sec) * 1000 + now.tv_nsec // 1000000
+
+
+def set_interest(fd, before, after, kind, index):
+    """Makes epoll watch ``fd`` for ``after``; returns what it watches it for then."""
+    event: epoll_event
+    result: cython.int
+    if before == after:
+        return after
+    event.events = after
+    event.data.u64 = (cython.cast(cython.ulonglong, kind) << 32) | cython.cast(cython.uint, index)
+    if after == 0:
+        epoll_ctl(poller, EPOLL_CTL_DEL, fd, cython.address(event))
+        return 0
+    if before == 0:
+        result = epoll_ctl(poller, EPOLL_CTL_ADD, fd, cython.address(event))
+    else:
+        result = epoll_ctl(poller, EPOLL_CTL_MOD, fd, cython.address(event))
+    return after if result == 0 else before
+
+
+def want(event):
+    """Something has happened: the service there is must be told, or there must be one."""
+    global wanted, dirty
+    if channel >= 0:
+        dirty = True
+    if (channel < 0 or parking) and event:
+        wanted = True
+
+
+# --- Signals and processes -----------------------------------------------------------------------
+
+
+def take_signals():
+    """SIGCHLD: reap.  SIGTERM and SIGINT: a service shall decide what becomes of the container."""
+    global end_signal, end_signal_sent, end_signal_until
+    info: signalfd_siginfo
+    while read(signals, cython.address(info), cython.sizeof(info)) == cython.sizeof(info):
+        if info.ssi_signo == SIGCHLD:
+            continue
+        if end_signal_until == 0:
+            end_signal_until = now_ms() + SIGNAL_ANSWER_MS
+        end_signal = info.ssi_signo
+        end_signal_sent = 0
+        want(True)
+    reap()
+
+
+def reap():
+    """Collects every process that has died."""
+    status: cython.int = 0
+    pid: pid_t
+    while True:
+        pid = waitpid(-1, cython.address(status), WNOHANG)
+        if pid <= 0:
+            return
+        remember_exit(pid, status)
+
+
+def remember_exit(pid, status):
+    """Writes down the exit of a process that somebody asked for, or may yet ask for."""
+    global direct_pid
+    now: timespec
+    process: cython.pointer(Process)
+    if pid == direct_pid:
+        direct_pid = 0
+        return
+    process = find_process(pid, False)
+    if process == cython.NULL:
+        if spawned_count == 0:
+            return
+        process = find_process(pid, True)  # the number was used before: the later exit counts
+        if process == cython.NULL or not process.record.flags & RECORD_UNCLAIMED:
+            process = new_process(pid)
+        if process == cython.NULL:
+            return
+        process.record.flags = RECORD_UNCLAIMED
+    clock_gettime(CLOCK_REALTIME, cython.address(now))
+    process.record.flags |= RECORD_EXITED
+    process.record.status = status
+    process.record.seconds = now.tv_sec
+    process.record.nanoseconds = now.tv_nsec
+    if not process.record.flags & RECORD_UNCLAIMED:
+        process.sent = 0
+        want(True)
+
+
+def find_process(pid, exited):
+    """The entry of a pid that has exited, or of one that has not; pids are used again."""
+    at: cython.int
+    for at in range(process_top):
+        if processes[at].used and processes[at].record.pid == pid:
+            if ((processes[at].record.flags & RECORD_EXITED) != 0) == exited:
+                return processes + at
+    return cython.NULL
+
+
+def new_process(pid):
+    """A fresh entry, or NULL when the table is full."""
+    global process_top
+    at: cython.int = 0
+    while at < process_top and processes[at].used:
+        at += 1
+    if at == PROCESSES:
+        return cython.NULL
+    if at == process_top:
+        process_top += 1
+    memset(processes + at, 0, cython.sizeof(processes[0]))
+    processes[at].used = True
+    processes[at].sent = 1
+    processes[at].record.pid = pid
+    return processes + at
+
+
+def track(pid, value):
+    """TRACK; the error for the reply."""
+    global dirty
+    process: cython.pointer(Process) = find_process(pid, False)
+    if process == cython.NULL:
+        process = find_process(pid, True)
+    if process != cython.NULL:
+        process.record.flags = (process.record.flags & ~RECORD_UNCLAIMED) | RECORD_TRACKED
+        if process.record.flags & RECORD_EXITED:
+            value[0] = 1
+            process.sent = 0
+            dirty = True
+        return 0
+    if pid <= 0 or (kill(pid, 0) != 0 and errno == ESRCH):
+        return ESRCH
+    process = new_process(pid)
+    if process == cython.NULL:
+        return ENOSPC
+    process.record.flags = RECORD_TRACKED
+    return 0
+
+
+def forget(pid):
+    """FORGET; with the last spawned process go the exits that nobody asked for."""
+    global spawned_count, process_top
+    at: cython.int
+    process: cython.pointer(Process) = find_process(pid, True)
+    if process == cython.NULL:
+        process = find_process(pid, False)
+    if process == cython.NULL:
+        return
+    process.used = False
+    if process.record.flags & RECORD_SPAWNED:
+        spawned_count -= 1
+        if spawned_count == 0:
+            for at in range(process_top):
+                if processes[at].record.flags & RECORD_UNCLAIMED:
+                    processes[at].used = False
+    while process_top > 0 and not processes[process_top - 1].used:
+        process_top -= 1
+
+
+# --- Spawn ---------------------------------------------------------------------------------------
+
+
+def spawn(body, fds, count, value):
+    """SPAWN; the error for the reply.  The descriptors stay the caller's."""
+    global child_argv, child_env, child_cwd, child_fds, child_fd_count, child_dies_with_us
+    global child_is_service, spawned_count
+    about: stat_t
+    size: cython.size_t
+    whole: cython.size_t
+    got: cython.ssize_t
+    at: cython.size_t = 0
+    memory: cython.p_char
+    counts: cython.pointer(cython.uint)
+    process: cython.pointer(Process)
+    pid: cython.int
+    if fstat(fds[0], cython.address(about)) != 0 or about.st_size < 8:
+        return EINVAL
+    if about.st_size > PROGRAM_BYTES:
+        return E2BIG
+    process = new_process(0)
+    if process == cython.NULL:
+        return ENOSPC
+    process.used = False
+    size = about.st_size
+    # Every string takes a byte at least, so there are no more pointers than bytes.
+    whole = (size + 15) // 8 * 8
+    memory = cython.cast(
+        cython.p_char,
+        mmap(
+            cython.NULL,
+            whole + size * cython.sizeof(cython.p_char),
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS,
+            -1,
+            0,
+        ),
+    )
+    if memory == MAP_FAILED:
+        return ENOMEM
+    while at < size:
+        got = pread(fds[0], memory + at, size - at, at)
+        if got <= 0:
+            break
+        at += got
+    counts = cython.cast(cython.pointer(cython.uint), memory)
+    child_argv = cython.cast(cython.pp_char, memory + whole)
+    if at == size and parse_program(memory + 8, size - 8, child_argv, counts[0], counts[1]):
+        child_env = child_argv + counts[0] + 1
+        child_cwd = memory + 8
+        child_fds = fds + 1
+        child_fd_count = count - 1
+        child_dies_with_us = (body.flags & SPAWN_DIE_WITH_MONITOR) != 0
+        child_is_service = False
+        pid = start_child()
+    else:
+        pid = -EINVAL
+    munmap(memory, whole + size * cython.sizeof(cython.p_char))
+    if pid < 0:
+        return -pid
+    process = find_process(pid, True)
+    if process == cython.NULL or not process.record.flags & RECORD_UNCLAIMED:
+        process = new_process(pid)
+    process.sent = 1
+    process.record.flags = RECORD_SPAWNED
+    process.record.token = body.token
+    spawned_count += 1
+    value[0] = pid
+    return 0
+
+
+def parse_program(text, size, pointers, argc, envc):
+    """Points to the strings in ``text``; false unless they are exactly as many as announced."""
+    at: cython.size_t = 0
+    index: cython.size_t = 0
+    strings: cython.ulonglong = cython.cast(cython.ulonglong, argc) + envc + 1
+    if argc < 1 or strings > size or text[size - 1] != 0:
+        return False
+    while at < size:
+        if index >= strings:
+            return False
+        if index > argc:
+            pointers[index] = text + at  # a NULL stands between arguments and environment
+        elif index > 0:
+            pointers[index - 1] = text + at
+        index += 1
+        at += strlen(text + at) + 1
+    pointers[argc] = cython.NULL
+    pointers[argc + 1 + envc] = cython.NULL
+    return index == strings
+
+
+def start_child():
+    """Starts the child that the ``child_`` variables describe: its pid, or minus errno."""
+    global child_error
+    status: cython.int
+    everything: cython.ulonglong = ~cython.cast(cython.ulonglong, 0)
+    before: cython.ulonglong = 0
+    pid: pid_t
+    child_error = 0
+    # The child runs in our memory: nothing may interrupt it there.
+    syscall(
+        SYS_rt_sigprocmask,
+        SIG_SETMASK,
+        cython.address(everything),
+        cython.address(before),
+        KERNEL_SIGSET_BYTES,
+    )
+    pid = fork_child()
+    if pid < 0:
+        child_error = errno
+    syscall(
+        SYS_rt_sigprocmask,
+        SIG_SETMASK,
+        cython.address(before),
+        cython.NULL,
+        KERNEL_SIGSET_BYTES,
+    )
+    if child_error == 0:
+        return pid
+    if pid > 0:
+        while waitpid(pid, cython.address(status), 0) < 0 and errno == EINTR:
+            pass
+    return -child_error
+
+
+def fork_child():
+    """vfork: the parent goes on when the child has executed its program or failed to."""
+    pid: pid_t = vfork()
+    if pid == 0:
+        become_child()
+    return pid
+
+
+def become_child():
+    """The child, in the monitor's memory: executes its program or ends, and never returns."""
+    nothing: cython.ulonglong = 0
+    fd: cython.int
+    at: cython.int
+    setsid()
+    if child_dies_with_us:
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+        if getppid() != own_pid:
+            fail_child(ESRCH)
+    # All go above the numbers that will be given out, then each to its place.
+    for at in range(child_fd_count):
+        if child_fds[at] < CHILD_FD_FLOOR:
+            fd = fcntl(child_fds[at], F_DUPFD_CLOEXEC, CHILD_FD_FLOOR)
+            if fd < 0:
+                fail_child(errno)
+            moved_fds[at] = fd
+        else:
+            moved_fds[at] = child_fds[at]
+    for at in range(3):
+        dup2(null_fd, at)
+    for at in range(child_fd_count):
+        if dup2(moved_fds[at], SERVICE_FD if child_is_service else at) < 0:
+            fail_child(errno)
+    setrlimit(RLIMIT_NOFILE, cython.address(limit_at_start))
+    if child_cwd != cython.NULL and child_cwd[0] != 0 and chdir(child_cwd) != 0:
+        fail_child(errno)
+    signal(SIGPIPE, SIG_DFL)
+    signal(SIGHUP, SIG_DFL)
+    signal(SIGXFSZ, SIG_DFL)
+    syscall(
+        SYS_rt_sigprocmask,
+        SIG_SETMASK,
+        cython.address(nothing),
+        cython.NULL,
+        KERNEL_SIGSET_BYTES,
+    )
+    fail_child(search_and_execute())
+
+
+def fail_child(error):
+    """Leaves the reason where the parent reads it."""
+    global child_error
+    child_error = error
+    _exit(127)
+
+
+def search_and_execute():
+    """execvp with the PATH of the child's own environment; returns only an error."""
+    name: cython.p_char = child_argv[0]
+    folder: cython.p_const_char = search_path()
+    length: cython.size_t
+    name_length: cython.size_t = strlen(name)
+    best: cython.int = ENOENT
+    if name_length == 0:
+        return ENOENT
+    if strchr(name, ord(b"/")) != cython.NULL:
+        execve(name, child_argv, child_env)
+        return errno
+    while True:
+        length = 0
+        while folder[length] != 0 and folder[length] != b":":
+            length += 1
+        if length + name_length + 2 <= PATH_BYTES:
+            memcpy(path, folder, length)
+            path[length] = b"/"
+            memcpy(path + length + (length > 0), name, name_length + 1)
+            execve(path, child_argv, child_env)
+            if errno == EACCES:
+                best = EACCES
+            elif errno != ENOENT and errno != ENOTDIR:
+                return errno
+        if folder[length] == 0:
+            return best
+        folder += length + 1
+
+
+def search_path():
+    """The value of PATH in the child's environment."""
+    at: cython.int = 0
+    while child_env[at] != cython.NULL:
+        if (
+            child_env[at][0] == b"P"
+            and child_env[at][1] == b"A"
+            and child_env[at][2] == b"T"
+            and child_env[at][3] == b"H"
+            and child_env[at][4] == b"="
+        ):
+            return child_env[at] + 5
+        at += 1
+    return b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+# --- Held descriptors ----------------------------------------------------------------------------
+
+
+def find_held(tag):
+    """The entry of a tag, or NULL."""
+    at: cython.int
+    for at in range(held_top):
+        if helds[at].tag == tag:
+            return helds + at
+    return cython.NULL
+
+
+def new_held(tag, fd, flags):
+    """A fresh entry, or NULL when the table is full."""
+    global held_top
+    at: cython.int = 0
+    while at < held_top and helds[at].tag != 0:
+        at += 1
+    if at == HELDS:
+        return cython.NULL
+    if at == held_top:
+        held_top += 1
+    memset(helds + at, 0, cython.sizeof(helds[0]))
+    helds[at].tag = tag
+    helds[at].fd = fd
+    helds[at].flags = flags
+    helds[at].sent = 1
+    return helds + at
+
+
+def drop(held):
+    """Closes what is held; what SEND has not written yet is lost."""
+    global held_top
+    drop_pieces(held)
+    # Closing is not enough: a service may still have the same description open.
+    held.interest = set_interest(held.fd, held.interest, 0, ON_HELD, held - helds)
+    close(held.fd)
+    held.tag = 0
+    while held_top > 0 and helds[held_top - 1].tag == 0:
+        held_top -= 1
+
+
+def watch_held(held):
+    """What epoll has to say of an entry depends on whether there is a service that reads it."""
+    interest: cython.uint = 0
+    if held.flags & HOLD_ACCEPT and accept_again_at == 0:
+        interest |= EPOLLIN
+    if held.flags & HOLD_WATCH and watching:
+        interest |= EPOLLIN | EPOLLRDHUP
+    if held.first_piece:
+        interest |= EPOLLOUT
+    held.interest = set_interest(held.fd, held.interest, interest, ON_HELD, held - helds)
+
+
+def watch_all():
+    """Brings every entry in line."""
+    at: cython.int
+    for at in range(held_top):
+        if helds[at].tag != 0:
+            watch_held(helds + at)
+
+
+def held_event(held, events):
+    """An entry is readable, writable or hung up."""
+    if held.tag == 0:
+        return
+    if held.first_piece and events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
+        write_pieces(held)
+    if held.flags & HOLD_ACCEPT:
+        accept_connections(held)
+    elif held.flags & HOLD_WATCH and watching and events & ~EPOLLOUT:
+        want(True)
+
+
+def accept_connections(listener):
+    """Takes what waits at a listening socket."""
+    global accept_again_at
+    fd: cython.int
+    round: cython.int
+    for round in range(ACCEPT_ROUNDS):
+        fd = accept4(listener.fd, cython.NULL, cython.NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+        if fd >= 0:
+            hold_accepted(listener, fd)
+        elif errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+            # The connection stays in the queue and would be reported again at once.
+            accept_again_at = now_ms() + NO_DESCRIPTORS_PAUSE_MS
+            watch_all()
+            return
+        elif errno == EAGAIN:
+            return
+        elif errno != ECONNABORTED and errno != EINTR and errno != EPROTO and errno != EPERM:
+            listener.flags &= ~HOLD_ACCEPT  # not a listening socket, and never will be
+            watch_held(listener)
+            return
+
+
+def hold_accepted(listener, fd):
+    """Keeps a connection, unless it comes from somebody else."""
+    global next_accepted_tag
+    peer: ucred
+    size: cython.uint = cython.sizeof(peer)
+    held: cython.pointer(Held) = cython.NULL
+    if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, cython.address(peer), cython.address(size)) == 0:
+        if peer.uid == geteuid():
+            while find_held(next_accepted_tag) != cython.NULL:
+                next_accepted_tag = (next_accepted_tag + 1) | FIRST_ACCEPTED_TAG
+            held = new_held(next_accepted_tag, fd, HOLD_WATCH)
+    if held == cython.NULL:
+        close(fd)
+        return
+    next_accepted_tag = (next_accepted_tag + 1) | FIRST_ACCEPTED_TAG
+    held.parent = listener.tag
+    held.sent = 0
+    watch_held(held)
+    want(True)
+
+
+def send_piece(tag, data, size, fd):
+    """SEND: ``size`` bytes of ``data`` or of the memfd ``fd``, which is the monitor's from here."""
+    held: cython.pointer(Held) = find_held(tag)
+    piece: cython.int
+    if held == cython.NULL or size == 0:
+        if fd >= 0:
+            close(fd)
+        return
+    piece = new_piece(data, size, fd)
+    if piece == 0:
+        if fd >= 0:
+            close(fd)
+        drop_pieces(held)
+        shutdown(held.fd, SHUT_RDWR)
+        watch_held(held)
+        return
+    if held.first_piece:
+        pieces[held.last_piece - 1].next = piece
+        held.last_piece = piece
+        return
+    held.first_piece = piece
+    held.last_piece = piece
+    write_pieces(held)
+
+
+def new_piece(data, size, fd):
+    """Stores what is to be sent; its index + 1, or 0 when that cannot be done."""
+    global piece_count
+    at: cython.int = 0
+    memory: cython.p_char = cython.NULL
+    if piece_count == PIECES:
+        return 0
+    while pieces[at].used:
+        at += 1
+    if fd < 0:
+        memory = cython.cast(
+            cython.p_char,
+            mmap(cython.NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+        )
+        if memory == MAP_FAILED:
+            return 0
+        memcpy(memory, data, size)
+    pieces[at].used = True
+    pieces[at].next = 0
+    pieces[at].fd = fd
+    pieces[at].data = memory
+    pieces[at].size = size
+    pieces[at].at = 0
+    piece_count += 1
+    return at + 1
+
+
+def free_piece(index):
+    """Gives a piece's memory or descriptor back."""
+    global piece_count
+    if pieces[index].fd >= 0:
+        close(pieces[index].fd)
+    else:
+        munmap(pieces[index].data, pieces[index].size)
+    pieces[index].used = False
+    piece_count -= 1
+
+
+def drop_pieces(held):
+    """Throws away what is not sent yet."""
+    piece: cython.int
+    while held.first_piece:
+        piece = held.first_piece
+        held.first_piece = pieces[piece - 1].next
+        free_piece(piece - 1)
+    held.last_piece = 0
+
+
+def write_pieces(held):
+    """Sends as much as the peer takes."""
+    piece: cython.pointer(Piece)
+    sent: cython.ssize_t
+    next_piece: cython.int
+    while held.first_piece:
+        piece = pieces + held.first_piece - 1
+        sent = write_piece(held, piece)
+        if sent < 0 and errno == EINTR:
+            continue
+        if sent < 0 and errno == EAGAIN:
+            break
+        if sent <= 0:
+            drop_pieces(held)
+            shutdown(held.fd, SHUT_RDWR)
+            break
+        piece.at += sent
+        if piece.at == piece.size:
+            next_piece = piece.next
+            free_piece(held.first_piece - 1)
+            held.first_piece = next_piece
+    watch_held(held)
+
+
+def write_piece(held, piece):
+    """One send(2)."""
+    size: cython.size_t = piece.size - piece.at
+    got: cython.ssize_t
+    if piece.fd < 0:
+        return send(held.fd, piece.data + piece.at, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    got = pread(piece.fd, scratch, size if size < SCRATCH_BYTES else SCRATCH_BYTES, piece.at)
+    if got <= 0:
+        return 0
+    return send(held.fd, scratch, got, MSG_DONTWAIT | MSG_NOSIGNAL)
+
+
+def consume(tag, size, value):
+    """CONSUME; the error for the reply."""
+    held: cython.pointer(Held) = find_held(tag)
+    left: cython.size_t = size
+    got: cython.ssize_t
+    part: cython.size_t
+    if held == cython.NULL:
+        return ENOENT
+    while left > 0:
+        part = left if left < SCRATCH_BYTES else SCRATCH_BYTES
+        got = recv(held.fd, scratch, part, MSG_DONTWAIT)
+        if got < 0 and errno == ENOTSOCK:
+            if not is_ready(held.fd, POLLIN):
+                return EAGAIN if left == size else consumed(value, size - left)
+            got = read(held.fd, scratch, part)
+        if got < 0 and errno == EINTR:
+            continue
+        if got < 0 and left == size:
+            return errno
+        if got <= 0:
+            break
+        left -= got
+    return consumed(value, size - left)
+
+
+def consumed(value, size):
+    """The reply of a CONSUME that read something."""
+    value[0] = size
+    return 0
+
+
+def is_ready(fd, events):
+    """Whether poll(2) says so at this moment."""
+    entry: pollfd
+    entry.fd = fd
+    entry.events = events
+    entry.revents = 0
+    return poll(cython.address(entry), 1, 0) > 0
+
+
+# --- Relays --------------------------------------------------------------------------------------
+
+
+def find_relay(id):
+    """The entry of a relay, running or over, or NULL."""
+    at: cython.int
+    for at in range(relay_top):
+        if relays[at].state != RELAY_FREE and relays[at].id == id:
+            return relays + at
+    return cython.NULL
+
+
+def start_relay(id, flags, source, destination):
+    """RELAY: 0, and both descriptors are the monitor's, or the error for the reply."""
+    global relay_top
+    at: cython.int = 0
+    relay: cython.pointer(Relay) = find_relay(id)
+    if relay != cython.NULL:
+        if relay.state != RELAY_OVER:
+            return EEXIST
+        free_relay(relay)
+    while at < relay_top and relays[at].state != RELAY_FREE:
+        at += 1
+    if at == RELAYS:
+        return ENOSPC
+    if at == relay_top:
+        relay_top += 1
+    relay = relays + at
+    memset(relay, 0, cython.sizeof(relays[0]))
+    relay.id = id
+    relay.flags = flags
+    relay.source = source
+    relay.destination = destination
+    relay.sent = 1
+    relay.by_copy = not can_splice(source, destination)
+    set_nonblocking(source)
+    set_nonblocking(destination)
+    read_source(relay)
+    return 0
+
+
+def can_splice(source, destination):
+    """splice(2) wants a pipe at one end, and is of no use to terminals."""
+    one: cython.uint = kind_of(source)
+    other: cython.uint = kind_of(destination)
+    if one == S_IFCHR or other == S_IFCHR:
+        return False
+    return one == S_IFIFO or other == S_IFIFO
+
+
+def kind_of(fd):
+    """The file type bits of a descriptor."""
+    about: stat_mode_t
+    if fstat_mode(fd, cython.address(about)) != 0:
+        return 0
+    return about.st_mode & S_IFMT
+
+
+def set_nonblocking(fd):
+    """The flag is the open description's; the other end of a pipe has another one."""
+    flags: cython.int
+    if kind_of(fd) != S_IFREG:
+        flags = fcntl(fd, F_GETFL, 0)
+        if flags >= 0 and not flags & O_NONBLOCK:
+            fcntl(fd, F_SETFL, flags | O_NONBLOCK)
+
+
+def stop_relay(id, mode):
+    """RELAY_STOP; an unknown relay has been stopped already."""
+    relay: cython.pointer(Relay) = find_relay(id)
+    if relay == cython.NULL:
+        return
+    if relay.state == RELAY_OVER:
+        if mode == STOP_FORGET:
+            free_relay(relay)
+    elif mode == STOP_NOW:
+        end_relay(relay, relay.error)
+    elif mode == STOP_DRAIN and not relay.draining:
+        begin_draining(relay)
+
+
+def begin_draining(relay):
+    """What the source holds now is still moved; what comes later is not."""
+    global draining_count
+    waiting: cython.int = 0
+    if relay.destination < 0:
+        end_relay(relay, relay.error)
+        return
+    if kind_of(relay.source) == S_IFCHR or ioctl(relay.source, FIONREAD, cython.address(waiting)):
+        # A terminal does not tell what is still in its queue; it never has more than this.
+        waiting = TERMINAL_QUEUE_BYTES
+    relay.draining = True
+    relay.drain_left = waiting
+    relay.drain_until = now_ms() + DRAIN_MS
+    draining_count += 1
+    if relay.state == RELAY_READING:
+        pump(relay)
+
+
+def read_source(relay):
+    """Waits for the source only: a destination that is writable would wake us for nothing."""
+    global always_ready_count
+    index: cython.int = relay - relays
+    relay.state = RELAY_READING
+    if relay.destination >= 0:
+        relay.destination_interest = set_interest(
+            relay.destination, relay.destination_interest, 0, ON_RELAY_DESTINATION, index
+        )
+    if relay.always_ready:
+        return
+    relay.source_interest = set_interest(
+        relay.source, relay.source_interest, EPOLLIN, ON_RELAY_SOURCE, index
+    )
+    if relay.source_interest != 0:
+        return
+    if errno != EPERM:
+        end_relay(relay, errno)
+        return
+    relay.always_ready = True  # a regular file: epoll refuses it because it never blocks
+    always_ready_count += 1
+
+
+def wait_for_destination(relay):
+    """Waits for the destination only: a source that is hung up would wake us for nothing."""
+    index: cython.int = relay - relays
+    relay.state = RELAY_BLOCKED
+    relay.source_interest = set_interest(
+        relay.source, relay.source_interest, 0, ON_RELAY_SOURCE, index
+    )
+    relay.destination_interest = set_interest(
+        relay.destination, relay.destination_interest, EPOLLOUT, ON_RELAY_DESTINATION, index
+    )
+    if relay.destination_interest == 0:
+        destination_failed(relay, EIO)
+
+
+def close_source(relay):
+    """Lets go of the source."""
+    global always_ready_count
+    relay.source_interest = set_interest(
+        relay.source, relay.source_interest, 0, ON_RELAY_SOURCE, relay - relays
+    )
+    close(relay.source)
+    if relay.always_ready:
+        relay.always_ready = False
+        always_ready_count -= 1
+
+
+def close_destination(relay):
+    """Lets go of the destination and of what was read for it."""
+    if relay.destination >= 0:
+        relay.destination_interest = set_interest(
+            relay.destination,
+            relay.destination_interest,
+            0,
+            ON_RELAY_DESTINATION,
+            relay - relays,
+        )
+        close(relay.destination)
+        relay.destination = -1
+    if relay.residue != cython.NULL:
+        munmap(relay.residue, SCRATCH_BYTES)
+        relay.residue = cython.NULL
+    relay.residue_size = 0
+
+
+def end_relay(relay, error):
+    """Closes both ends and leaves the record."""
+    global draining_count
+    close_source(relay)
+    close_destination(relay)
+    if relay.draining:
+        relay.draining = False
+        draining_count -= 1
+    relay.state = RELAY_OVER
+    relay.error = error
+    relay.sent = 0
+    want(True)
+
+
+def free_relay(relay):
+    """Drops the record of a relay that is over."""
+    global relay_top
+    relay.state = RELAY_FREE
+    while relay_top > 0 and relays[relay_top - 1].state == RELAY_FREE:
+        relay_top -= 1
+
+
+def destination_failed(relay, error):
+    """A container must not block on a log that is gone: from now on its output is thrown away."""
+    if relay.flags & RELAY_STDIN or relay.draining:
+        end_relay(relay, error)
+        return
+    relay.error = error
+    close_destination(relay)
+    read_source(relay)
+
+
+def pump(relay):
+    """Moves bytes while there are some, as long as it is fair to everybody else."""
+    round: cython.int
+    was_blocked: cython.bint = relay.state == RELAY_BLOCKED
+    if was_blocked:
+        relay.state = RELAY_READING
+    for round in range(RELAY_ROUNDS):
+        if relay.state != RELAY_READING or not pump_once(relay):
+            break
+    if was_blocked and relay.state == RELAY_READING:
+        read_source(relay)
+
+
+def pump_once(relay):
+    """Moves one block; false when the relay has to wait or is over."""
+    size: cython.ssize_t = SCRATCH_BYTES
+    if relay.residue_size and not write_residue(relay):
+        return False
+    if relay.draining:
+        if relay.drain_left <= 0:
+            end_relay(relay, 0)
+            return False
+        if relay.drain_left < size:
+            size = relay.drain_left
+    if relay.by_copy or relay.destination < 0:
+        size = read(relay.source, scratch, size)
+        if size > 0:
+            return write_copied(relay, size)
+    else:
+        size = splice(
+            relay.source,
+            cython.NULL,
+            relay.destination,
+            cython.NULL,
+            size,
+            SPLICE_F_NONBLOCK | SPLICE_F_MOVE,
+        )
+        if size > 0:
+            count_moved(relay, size)
+            return True
+        if size < 0 and errno == EAGAIN:
+            if not is_ready(relay.source, POLLIN):
+                return source_failed(relay, EAGAIN)
+            if not is_ready(relay.destination, POLLOUT):
+                wait_for_destination(relay)
+                return False
+        if size < 0:
+            # Which end refused is not said; read and write say it.
+            relay.by_copy = errno != EINTR
+            return True
+    return source_failed(relay, errno if size < 0 else 0)
+
+
+def source_failed(relay, error):
+    """The source gave nothing: later, again, or never; true when it is worth another try."""
+    if error == EINTR:
+        return True
+    if error == EAGAIN:
+        if relay.draining:
+            end_relay(relay, 0)
+        return False
+    # EIO is how a terminal says that its last user has gone.
+    if error == 0 or error == EIO:
+        error = relay.error
+    end_relay(relay, error)
+    return False
+
+
+def write_copied(relay, size):
+    """Writes what is in the scratch buffer; keeps what does not fit."""
+    done: cython.ssize_t
+    if relay.destination < 0:
+        return True
+    if relay.draining:
+        relay.drain_left -= size
+    done = write(relay.destination, scratch, size)
+    if done < 0 and errno != EAGAIN and errno != EINTR:
+        destination_failed(relay, errno)
+        return relay.state == RELAY_READING
+    if done < 0:
+        done = 0
+    relay.moved += done
+    if done == cython.cast(cython.ssize_t, size):
+        return True
+    if relay.residue == cython.NULL:
+        relay.residue = cython.cast(
+            cython.p_char,
+            mmap(
+                cython.NULL,
+                SCRATCH_BYTES,
+                PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS,
+                -1,
+                0,
+            ),
+        )
+        if relay.residue == MAP_FAILED:
+            relay.residue = cython.NULL
+            destination_failed(relay, ENOMEM)
+            return False
+    relay.residue_at = 0
+    relay.residue_size = size - done
+    memcpy(relay.residue, scratch + done, size - done)
+    wait_for_destination(relay)
+    return False
+
+
+def write_residue(relay):
+    """Writes what was kept; true when all of it is gone."""
+    done: cython.ssize_t
+    while relay.residue_size:
+        done = write(relay.destination, relay.residue + relay.residue_at, relay.residue_size)
+        if done < 0 and errno == EINTR:
+            continue
+        if done < 0 and errno == EAGAIN:
+            wait_for_destination(relay)
+            return False
+        if done < 0:
+            destination_failed(relay, errno)
+            return False
+        relay.moved += done
+        relay.residue_at += done
+        relay.residue_size -= done
+    munmap(relay.residue, SCRATCH_BYTES)
+    relay.residue = cython.NULL
+    return True
+
+
+def count_moved(relay, size):
+    """Accounts for what splice moved."""
+    relay.moved += size
+    if relay.draining:
+        relay.drain_left -= size
+
+
+def pump_always_ready():
+    """The sources that epoll does not know."""
+    at: cython.int
+    for at in range(relay_top):
+        if relays[at].always_ready and relays[at].state == RELAY_READING:
+            pump(relays + at)
+
+
+# --- The service's life --------------------------------------------------------------------------
+
+
+def activate():
+    """Asks the zygote for a service, or executes Python when that cannot be done."""
+    global wanted, by_zygote, hello_until
+    fd: cython.int
+    wanted = False
+    fd = open_channel()
+    if fd < 0:
+        count_failure()
+        return
+    by_zygote = ask_zygote(fd)
+    close(fd)
+    if by_zygote:
+        hello_until = now_ms() + ZYGOTE_HELLO_MS
+    else:
+        close_channel()
+        start_directly()
+
+
+def ask_zygote(fd):
+    """Sends the service's end of the channel to the zygote; never waits for it."""
+    where: sockaddr_un
+    sent: cython.bint = False
+    connection: cython.int = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
+    if connection < 0:
+        return False
+    memset(cython.address(where), 0, cython.sizeof(where))
+    where.sun_family = AF_UNIX
+    memcpy(where.sun_path, zygote_path, strlen(zygote_path))
+    if (
+        connect(
+            connection,
+            cython.cast(cython.pointer(sockaddr), cython.address(where)),
+            cython.sizeof(where),
+        )
+        == 0
+    ):
+        sent = send_to_zygote(connection, fd)
+    close(connection)  # what was sent is still there to be read
+    return sent
+
+
+def send_to_zygote(connection, fd):
+    """The datagram of kind 1."""
+    words: cython.uint[2]
+    words[0] = ZYGOTE_MAGIC
+    words[1] = ZYGOTE_ACTIVATE
+    return send_batch(connection, words, 8, cython.address(fd), 1) == 0
+
+
+def start_directly():
+    """Executes Python with a channel of its own."""
+    global child_argv, child_env, child_cwd, child_fds, child_fd_count, child_dies_with_us
+    global child_is_service, direct_pid, by_zygote, hello_until
+    arguments: cython.p_char[5]
+    fd: cython.int = open_channel()
+    pid: cython.int
+    if fd < 0:
+        count_failure()
+        return
+    by_zygote = False
+    arguments[0] = python_path
+    arguments[1] = cython.cast(cython.p_char, b"-I")
+    arguments[2] = cython.cast(cython.p_char, b"-m")
+    arguments[3] = cython.cast(cython.p_char, b"pyshim.service")
+    arguments[4] = cython.NULL
+    child_argv = arguments
+    child_env = environ
+    child_cwd = cython.NULL
+    child_fds = cython.address(fd)
+    child_fd_count = 1
+    child_dies_with_us = False
+    child_is_service = True
+    pid = start_child()
+    close(fd)
+    if pid < 0:
+        close_channel()
+        count_failure()
+        return
+    direct_pid = pid
+    hello_until = now_ms() + DIRECT_HELLO_MS
+
+
+def open_channel():
+    """Makes the channel; returns the service's end, or -1."""
+    global channel, channel_interest
+    ends: cython.int[2]
+    size: cython.int = CHANNEL_BUFFER_BYTES
+    if socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0:
+        return -1
+    setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, cython.address(size), cython.sizeof(size))
+    setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, cython.address(size), cython.sizeof(size))
+    channel = ends[0]
+    channel_interest = 0
+    begin_dump()
+    watch_channel()
+    return ends[1]
+
+
+def begin_dump():
+    """A new service knows nothing yet."""
+    global stage, parking, dirty, channel_full, events_sent, reply_first, reply_end
+    global end_signal_sent, deaf
+    at: cython.int
+    stage = SILENT
+    deaf = False
+    parking = False
+    dirty = False
+    channel_full = False
+    events_sent = 0
+    reply_first = 0
+    reply_end = 0
+    end_signal_sent = 0
+    for at in range(process_top):
+        processes[at].sent = 0
+    for at in range(held_top):
+        helds[at].sent = 0
+    for at in range(relay_top):
+        relays[at].sent = 0
+
+
+def close_channel():
+    """Lets go of the service."""
+    global channel, channel_interest, hello_until, dirty, parking, reply_first, reply_end
+    if channel < 0:
+        return
+    channel_interest = set_interest(channel, channel_interest, 0, ON_CHANNEL, 0)
+    close(channel)
+    channel = -1
+    hello_until = 0
+    dirty = False
+    parking = False
+    reply_first = 0
+    reply_end = 0
+    # One request can fill all of it; that memory is not kept.
+    madvise(first_page_of_datagram(), DATAGRAM_BYTES - PAGE_BYTES, MADV_DONTNEED)
+
+
+def first_page_of_datagram():
+    """Where the first whole page of the table begins."""
+    start: cython.size_t = cython.cast(cython.size_t, datagram)
+    start = (start + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+    return cython.cast(cython.p_void, start)
+
+
+def lose_service():
+    """The channel has ended, or nobody came to it, without a PARK."""
+    global direct_pid
+    never_came: cython.bint = stage == SILENT
+    if channel < 0:
+        return
+    close_channel()
+    if never_came and by_zygote:
+        start_directly()
+        return
+    if never_came and direct_pid > 0:
+        kill(direct_pid, SIGKILL)
+    count_failure()
+
+
+def count_failure():
+    """Another service must come: three times at once, then after a pause that grows."""
+    global wanted, failures, previous_died, retry_at
+    pause: cython.longlong = FIRST_PAUSE_MS
+    at: cython.int
+    wanted = True
+    previous_died = True
+    failures += 1
+    if failures <= FREE_RETRIES:
+        return
+    at = FREE_RETRIES + 1
+    while at < failures and pause < LONGEST_PAUSE_MS:
+        pause *= 2
+        at += 1
+    if pause > LONGEST_PAUSE_MS:
+        pause = LONGEST_PAUSE_MS
+    retry_at = now_ms() + pause
+
+
+# --- Requests ------------------------------------------------------------------------------------
+
+
+def channel_event(events):
+    """The service has sent something, can be sent more, or has gone."""
+    global channel_full, dirty, deaf, reply_first, reply_end
+    if channel < 0:
+        return
+    if events & EPOLLOUT:
+        channel_full = False
+        dirty = True
+    if events & (EPOLLHUP | EPOLLERR):
+        deaf = True
+        channel_full = False
+        reply_first = 0
+        reply_end = 0
+    if events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+        receive()
+
+
+def watch_channel():
+    """Requests are read only while there is room for their replies."""
+    global channel_interest
+    interest: cython.uint = 0
+    if reply_end <= REPLIES_TO_READ and not parking:
+        interest |= EPOLLIN
+    if channel_full:
+        interest |= EPOLLOUT
+    if interest == 0:
+        interest = EPOLLRDHUP
+    channel_interest = set_interest(channel, channel_interest, interest, ON_CHANNEL, 0)
+
+
+def receive():
+    """Takes one datagram."""
+    global arrived_count, end_signal, end_signal_until
+    part: iovec
+    message: msghdr
+    head: cython.pointer(cmsghdr)
+    size: cython.ssize_t
+    count: cython.int
+    memset(cython.address(message), 0, cython.sizeof(message))
+    part.iov_base = datagram
+    part.iov_len = DATAGRAM_BYTES
+    message.msg_iov = cython.address(part)
+    message.msg_iovlen = 1
+    message.msg_control = control
+    message.msg_controllen = CMSG_SPACE(DATAGRAM_FDS * cython.sizeof(cython.int))
+    size = recvmsg(channel, cython.address(message), MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+    # ECONNRESET: it has gone without reading all; what it sent is still to come.
+    if size < 0 and (errno == EAGAIN or errno == EINTR or errno == ECONNRESET):
+        return
+    if size <= 0:
+        lose_service()
+        return
+    arrived_count = 0
+    head = CMSG_FIRSTHDR(cython.address(message))
+    while head != cython.NULL:
+        if head.cmsg_level == SOL_SOCKET and head.cmsg_type == SCM_RIGHTS:
+            count = (head.cmsg_len - CMSG_LEN(0)) // cython.sizeof(cython.int)
+            if count > DATAGRAM_FDS:
+                count = DATAGRAM_FDS
+            memcpy(arrived, CMSG_DATA(head), count * cython.sizeof(cython.int))
+            arrived_count = count
+        head = CMSG_NXTHDR(cython.address(message), head)
+    if end_signal != 0 and end_signal_sent:
+        end_signal = 0
+        end_signal_until = 0
+    if message.msg_flags & (MSG_TRUNC | MSG_CTRUNC):
+        close_all(arrived, arrived_count)
+        reply(cython.cast(cython.pointer(Header), datagram).sequence, EBADMSG, 0)
+        return
+    carry_out(size)
+
+
+def carry_out(size):
+    """A datagram is a transaction: all of its messages, before anything else."""
+    at: cython.size_t = 0
+    used: cython.int = 0
+    header: cython.pointer(Header)
+    sequence: cython.ulonglong
+    understood: cython.bint
+    while at < size and channel >= 0:
+        sequence = 0
+        understood = False
+        header = cython.cast(cython.pointer(Header), cython.cast(cython.p_char, datagram) + at)
+        if size - at >= cython.sizeof(header[0]):
+            sequence = header.sequence
+            if header.length <= size - at and header.fds <= arrived_count - used:
+                understood = is_well_formed(header) and carry_out_one(
+                    header,
+                    cython.cast(cython.p_char, header) + cython.sizeof(header[0]),
+                    arrived + used,
+                )
+        if not understood:
+            reply(sequence, EBADMSG, 0)
+            break
+        used += header.fds
+        at += (cython.cast(cython.size_t, header.length) + 7) // 8 * 8
+    close_all(arrived + used, arrived_count - used)
+
+
+def is_well_formed(header):
+    """Whether a request is as long, and has as many descriptors, as its type wants."""
+    kind: cython.int = header.type
+    fds: cython.int = header.fds
+    size: cython.int = -1
+    words: cython.pointer(Words)
+    if header.length < cython.sizeof(header[0]):
+        return False
+    size = header.length - cython.sizeof(header[0])
+    # HELLO comes first and once.
+    if (kind == HELLO) != (stage == SILENT):
+        return False
+    if kind == STATE or kind == QUIT:
+        return size == 0 and fds == (kind == STATE)
+    if kind == SPAWN:
+        return size == 16 and fds >= 1
+    if kind == RELAY:
+        return size == 8 and fds == 2
+    if kind == HOLD:
+        return size == 8 and fds == 1
+    if kind == SEND:
+        if size < 8 or fds > 1:
+            return False
+        words = cython.cast(
+            cython.pointer(Words), cython.cast(cython.p_char, header) + cython.sizeof(header[0])
+        )
+        return size == 8 if fds == 1 else words.b == cython.cast(cython.uint, size - 8)
+    return HELLO <= kind and kind <= PARK and size == 8 and fds == 0
+
+
+def carry_out_one(header, body, fds):
+    """Carries out one request; false, with its descriptors untouched, when it makes no sense."""
+    global state_fd, alarm_at, alarm_unsent, quitting, quit_at, stage, dirty, hello_until
+    kind: cython.int = header.type
+    words: cython.pointer(Words) = cython.cast(cython.pointer(Words), body)
+    about: stat_t
+    process: cython.pointer(Process)
+    held: cython.pointer(Held)
+    value: cython.longlong = 0
+    error: cython.int = 0
+    if kind == HELLO:
+        hello_until = 0
+        if words.a != VERSION:
+            hello_until = 1  # nobody has come who can be understood; keep_deadlines acts on it
+        else:
+            stage = GREETED
+            dirty = True
+    elif kind == STATE:
+        close(state_fd)
+        state_fd = fds[0]
+    elif kind == SPAWN:
+        error = spawn(
+            cython.cast(cython.pointer(SpawnBody), body), fds, header.fds, cython.address(value)
+        )
+        close_all(fds, header.fds)
+        reply(header.sequence, error, value)
+    elif kind == TRACK:
+        error = track(cython.cast(cython.int, words.a), cython.address(value))
+        reply(header.sequence, error, value)
+    elif kind == FORGET:
+        forget(cython.cast(cython.int, words.a))
+    elif kind == KILL:
+        process = find_process(cython.cast(cython.int, words.a), False)
+        if process == cython.NULL:
+            error = ESRCH
+        elif kill(process.record.pid, cython.cast(cython.int, words.b)) != 0:
+            error = errno
+        reply(header.sequence, error, 0)
+    elif kind == HOLD:
+        return hold(words.a, words.b, fds[0], header.sequence)
+    elif kind == DROP:
+        held = find_held(words.a)
+        if words.a != 0 and held != cython.NULL:
+            drop(held)
+    elif kind == RELAY:
+        if words.b & ~RELAY_STDIN:
+            return False
+        error = start_relay(words.a, words.b, fds[0], fds[1])
+        if error != 0:
+            close_all(fds, 2)
+            reply(header.sequence, error, 0)
+    elif kind == RELAY_STOP:
+        if words.b > STOP_FORGET:
+            return False
+        stop_relay(words.a, words.b)
+    elif kind == SEND:
+        if header.fds == 1:
+            if fstat(fds[0], cython.address(about)) != 0 or about.st_size < 0:
+                return False
+            send_piece(words.a, cython.NULL, about.st_size, fds[0])
+        else:
+            send_piece(words.a, cython.cast(cython.p_char, body) + 8, words.b, -1)
+    elif kind == CONSUME:
+        error = consume(words.a, words.b, cython.address(value))
+        reply(header.sequence, error, value)
+    elif kind == ALARM:
+        alarm_unsent = 0
+        alarm_at = now_ms() + words.a if words.a else 0
+    elif kind == PARK:
+        park(header.sequence, cython.cast(cython.pointer(cython.ulonglong), body)[0])
+    elif kind == QUIT:
+        quitting = True
+        quit_at = now_ms() + QUIT_MS
+    return True
+
+
+def hold(tag, flags, fd, sequence):
+    """HOLD; false when the tag is not a service's or a flag is unknown."""
+    held: cython.pointer(Held)
+    if tag == 0 or tag >= FIRST_ACCEPTED_TAG or flags & ~(HOLD_WATCH | HOLD_ACCEPT):
+        return False
+    held = find_held(tag)
+    if held != cython.NULL:
+        drop(held)
+    held = new_held(tag, fd, flags)
+    if held == cython.NULL:
+        close(fd)
+        reply(sequence, ENOSPC, 0)
+        return True
+    if flags & HOLD_ACCEPT:
+        set_nonblocking(fd)
+    watch_held(held)
+    return True
+
+
+def park(sequence, seen):
+    """PARK: only when the service has seen all that there is to see."""
+    global parking
+    if stage != SERVING or seen != events_sent or has_unsent():
+        reply(sequence, EAGAIN, 0)
+        return
+    parking = True
+    reply(sequence, 0, 0)
+
+
+def has_unsent():
+    """Whether an event is still to be sent."""
+    at: cython.int
+    if alarm_unsent or (end_signal != 0 and not end_signal_sent):
+        return True
+    for at in range(process_top):
+        if processes[at].used and not processes[at].sent:
+            if not processes[at].record.flags & RECORD_UNCLAIMED:
+                return True
+    for at in range(held_top):
+        if helds[at].tag != 0 and not helds[at].sent:
+            return True
+    for at in range(relay_top):
+        if relays[at].state != RELAY_FREE and not relays[at].sent:
+            return True
+    return False
+
+
+def close_all(fds, count):
+    """Closes ``count`` descriptors."""
+    at: cython.int
+    for at in range(count):
+        close(fds[at])
+
+
+# --- What the service is told --------------------------------------------------------------------
+
+
+def reply(sequence, error, value):
+    """Queues a REPLY; there is room because nothing is read while there might not be."""
+    global reply_end, dirty
+    if channel < 0 or deaf or reply_end >= REPLIES:
+        return
+    replies[reply_end].sequence = sequence
+    replies[reply_end].error = error
+    replies[reply_end].value = value
+    reply_end += 1
+    dirty = True
+
+
+def flush():
+    """Sends what the service does not know yet, until it is all sent or the channel is full."""
+    global dirty, channel_full, deaf, stage, events_sent, reply_first, reply_end
+    global batch_bytes, batch_fd_count, batch_mark_count, previous_died
+    global batch_event_count
+    next_stage: cython.int
+    sent_replies: cython.int
+    error: cython.int
+    at: cython.int
+    while dirty and channel >= 0 and not channel_full and not deaf:
+        batch_bytes = 0
+        batch_fd_count = 0
+        batch_mark_count = 0
+        batch_event_count = 0
+        next_stage = stage
+        sent_replies = 0
+        # The dump comes before the replies to what followed HELLO.
+        if stage == GREETED and put_welcome():
+            next_stage = DUMPING
+        elif stage == SILENT or stage == SERVING:
+            sent_replies = put_replies()
+        if next_stage >= DUMPING and put_events() and next_stage == DUMPING:
+            if put(READY, 0, cython.NULL, 0, -1, cython.NULL):
+                next_stage = SERVING
+        if batch_bytes == 0:
+            dirty = False
+            break
+        error = send_batch(channel, batch, batch_bytes, batch_fds, batch_fd_count)
+        if error == EAGAIN:
+            channel_full = True
+            break
+        if error != 0:
+            # It has gone, but what it sent before is carried out; the end of the channel follows.
+            deaf = True
+            break
+        for at in range(batch_mark_count):
+            batch_marks[at][0] = 1 - batch_marks[at][0] if batch_marks[at] == alarm_mark() else 1
+        if stage == GREETED:
+            previous_died = False
+        stage = next_stage
+        events_sent += batch_event_count
+        reply_first += sent_replies
+        if reply_first == reply_end:
+            reply_first = 0
+            reply_end = 0
+            if parking:
+                let_go()
+
+
+def alarm_mark():
+    """The one mark that says "unsent"."""
+    return cython.address(alarm_unsent)
+
+
+def let_go():
+    """The service has its answer to PARK."""
+    global failures
+    close_channel()
+    failures = 0
+
+
+def put(type, sequence, body, size, fd, mark):
+    """Adds a message to the batch; false when it is full.  A mark makes it an event."""
+    global batch_bytes, batch_fd_count, batch_mark_count, batch_event_count
+    header: cython.pointer(Header)
+    if batch_bytes + cython.sizeof(header[0]) + size > BATCH_BYTES:
+        return False
+    if batch_mark_count == BATCH_MESSAGES or (fd >= 0 and batch_fd_count == DATAGRAM_FDS):
+        return False
+    header = cython.cast(cython.pointer(Header), cython.cast(cython.p_char, batch) + batch_bytes)
+    header.length = cython.sizeof(header[0]) + size
+    header.type = type
+    header.fds = fd >= 0
+    header.sequence = sequence
+    if size:
+        memcpy(cython.cast(cython.p_char, header) + cython.sizeof(header[0]), body, size)
+    batch_bytes += cython.sizeof(header[0]) + size
+    if fd >= 0:
+        batch_fds[batch_fd_count] = fd
+        batch_fd_count += 1
+    if mark != cython.NULL:
+        batch_marks[batch_mark_count] = mark
+        batch_mark_count += 1
+        batch_event_count += 1
+    return True
+
+
+def put_replies():
+    """As many replies as the batch takes; how many."""
+    body: ReplyBody
+    at: cython.int = reply_first
+    memset(cython.address(body), 0, cython.sizeof(body))
+    while at < reply_end:
+        body.error = replies[at].error
+        body.value = replies[at].value
+        if not put(
+            REPLY,
+            replies[at].sequence,
+            cython.address(body),
+            cython.sizeof(body),
+            -1,
+            cython.NULL,
+        ):
+            break
+        at += 1
+    return at - reply_first
+
+
+def put_welcome():
+    """The first message of the dump."""
+    body: FourWords
+    body.a = VERSION
+    body.b = own_pid
+    body.c = 1 if previous_died else 0
+    body.d = 0
+    return put(WELCOME, 0, cython.address(body), cython.sizeof(body), state_fd, cython.NULL)
+
+
+def put_events():
+    """All that is unsent; false when the batch is full before that."""
+    if not (put_helds() and put_records() and put_relays()):
+        return False
+    if stage == SERVING and alarm_unsent:
+        return put(RANG, 0, cython.NULL, 0, -1, alarm_mark())
+    return True
+
+
+def put_helds():
+    """HELD for each entry that the service does not have."""
+    body: FourWords
+    at: cython.int
+    for at in range(held_top):
+        if helds[at].tag == 0 or helds[at].sent:
+            continue
+        body.a = helds[at].tag
+        body.b = helds[at].parent
+        body.c = helds[at].flags
+        body.d = 0
+        if not put(
+            HELD,
+            0,
+            cython.address(body),
+            cython.sizeof(body),
+            helds[at].fd,
+            cython.address(helds[at].sent),
+        ):
+            return False
+    return True
+
+
+def put_records():
+    """RECORD for each process that has news."""
+    body: RecordBody
+    at: cython.int
+    if end_signal != 0 and not end_signal_sent:
+        memset(cython.address(body), 0, cython.sizeof(body))
+        body.flags = RECORD_SPAWNED
+        body.token = end_signal
+        if not put(
+            RECORD,
+            0,
+            cython.address(body),
+            cython.sizeof(body),
+            -1,
+            cython.address(end_signal_sent),
+        ):
+            return False
+    for at in range(process_top):
+        if not processes[at].used or processes[at].sent:
+            continue
+        if processes[at].record.flags & RECORD_UNCLAIMED:
+            continue
+        if not put(
+            RECORD,
+            0,
+            cython.address(processes[at].record),
+            cython.sizeof(body),
+            -1,
+            cython.address(processes[at].sent),
+        ):
+            return False
+    return True
+
+
+def put_relays():
+    """RELAY for each relay that has news."""
+    body: RelayBody
+    at: cython.int
+    memset(cython.address(body), 0, cython.sizeof(body))
+    for at in range(relay_top):
+        if relays[at].state == RELAY_FREE or relays[at].sent:
+            continue
+        body.id = relays[at].id
+        body.flags = RELAY_ENDED if relays[at].state == RELAY_OVER else 0
+        body.error = relays[at].error
+        body.moved = relays[at].moved
+        if not put(
+            RELAY_STATUS,
+            0,
+            cython.address(body),
+            cython.sizeof(body),
+            -1,
+            cython.address(relays[at].sent),
+        ):
+            return False
+    return True
+
+
+def send_batch(fd, data, size, fds, count):
+    """Sends one datagram; 0 or the error."""
+    part: iovec
+    message: msghdr
+    head: cython.pointer(cmsghdr)
+    part.iov_base = data
+    part.iov_len = size
+    memset(cython.address(message), 0, cython.sizeof(message))
+    message.msg_iov = cython.address(part)
+    message.msg_iovlen = 1
+    if count:
+        memset(control, 0, cython.sizeof(control))
+        message.msg_control = control
+        message.msg_controllen = CMSG_SPACE(count * cython.sizeof(cython.int))
+        head = CMSG_FIRSTHDR(cython.address(message))
+        head.cmsg_level = SOL_SOCKET
+        head.cmsg_type = SCM_RIGHTS
+        head.cmsg_len = CMSG_LEN(count * cython.sizeof(cython.int))
+        memcpy(CMSG_DATA(head), fds, count * cython.sizeof(cython.int))
+    while sendmsg(fd, cython.address(message), MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
+        if errno != EINTR:
+            return errno
+    return 0
