@@ -1,0 +1,65 @@
+"""What containerd executes a shim for: `start`, `delete` and `-info`.
+
+`main` runs in a child of the zygote, or in an interpreter of its own when there is no zygote.
+stdout carries the answer and nothing else; a failure is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from pyshim.bootstrap import flags as command_line
+
+NAME = "containerd-shim-pyshim-v2"
+
+
+def main(argv: Sequence[str], launcher: socket.socket | None = None, zygote: str = "") -> int:
+    """Obeys ``argv`` (without the program's name) and returns the exit code.
+
+    ``launcher`` is the connection to the program that containerd executed; it starts the monitor.
+    ``zygote`` is the socket that the monitor is to use, when it is not the usual one.
+    """
+    try:
+        write(1, act(command_line.parse(argv), launcher, zygote))
+    except Exception as error:  # one line, whatever it is: it is shown to people
+        write(2, f"{NAME}: {describe(error)}\n".encode("utf-8", "replace"))
+        return 1
+    return 0
+
+
+def act(flags: command_line.Flags, launcher: socket.socket | None, zygote: str) -> bytes:
+    """Does what is asked; the bytes for stdout, which `start` has written already."""
+    if flags.help:
+        return command_line.USAGE.encode()
+    if flags.version:
+        from pyshim.bootstrap import info
+
+        return info.version_text(NAME).encode()
+    if flags.info:
+        from pyshim.bootstrap import info
+
+        return info.runtime_info()
+    if flags.action == "start":
+        from pyshim.bootstrap import start
+
+        start.start(flags, launcher, zygote)
+        return b""
+    from pyshim.bootstrap import delete
+
+    return delete.delete(flags)
+
+
+def describe(error: Exception) -> str:
+    """An exception as one line that names the file it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def write(fd: int, data: bytes) -> None:
+    """Writes all of ``data``."""
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,126 @@
+"""`delete`: removes what a container left behind, whoever has died before; may be repeated.
+
+containerd gives it 5 s and runs it after every container, so the normal case, nothing left, must
+be quick and every step bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import time
+from pathlib import Path
+
+from google.protobuf import empty_pb2
+
+from pyshim.api import task_pb2
+from pyshim.bootstrap import address, start
+from pyshim.bootstrap.flags import Flags
+
+DEFAULT_RUNTIME = "runc"
+DEFAULT_ROOT = "/run/containerd/runc"
+RUNTIME_TIMEOUT_S = 3.0
+SHIM_TIMEOUT_S = 1.0
+MAX_STACKED_MOUNTS = 64
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+KILLED = 137
+TASK_SERVICE = "containerd.task.v2.Task"
+
+
+def delete(flags: Flags) -> bytes:
+    """Cleans up; a serialized DeleteResponse."""
+    bundle = Path(flags.bundle or os.curdir).absolute()
+    end_container(bundle, flags.namespace, flags.id)
+    unmount(bundle / "rootfs")
+    end_shim(bundle, flags.id)
+    now = time.time_ns()
+    response = task_pb2.DeleteResponse(pid=init_pid(bundle), exit_status=KILLED)
+    response.exited_at.seconds, response.exited_at.nanos = divmod(now, 1_000_000_000)
+    return response.SerializeToString()
+
+
+def end_container(bundle: Path, namespace: str, container_id: str) -> None:
+    """Has the runtime kill and forget the container, when it knows it."""
+    options = read_options(bundle)
+    root = Path(options.get("root") or DEFAULT_ROOT) / namespace
+    if not (root / container_id).is_dir():
+        return
+    import subprocess
+
+    command = [runtime_binary(bundle, options), "--root", str(root)]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            [*command, "delete", "--force", container_id],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            timeout=RUNTIME_TIMEOUT_S,
+            check=False,
+        )
+
+
+def read_options(bundle: Path) -> dict[str, str]:
+    """The texts in `options.json`, which Create leaves in the bundle."""
+    try:
+        options = json.loads((bundle / "options.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(options, dict):
+        return {}
+    return {name: value for name, value in options.items() if isinstance(value, str)}
+
+
+def runtime_binary(bundle: Path, options: dict[str, str]) -> str:
+    """The runtime that Create used."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if text := (bundle / "runtime").read_text().strip():
+            return text
+    return options.get("binary_name") or DEFAULT_RUNTIME
+
+
+def unmount(target: Path) -> None:
+    """Takes away everything that is mounted on ``target``."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for _ in range(MAX_STACKED_MOUNTS):
+        if libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW) != 0:
+            return
+
+
+def end_shim(bundle: Path, container_id: str) -> None:
+    """Lets a monitor that still lives drop the container, and end when that was its last."""
+    try:
+        path = address.path_of((bundle / "address").read_text())
+    except (OSError, UnicodeDecodeError):
+        return
+    if not path or not os.path.isdir(os.path.dirname(path)):
+        return
+    with start.locked(os.path.dirname(path)):
+        if not start.is_served(path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return
+    ask_to_end(path, container_id)
+
+
+def ask_to_end(path: str, container_id: str) -> None:
+    """Task.Delete and Task.Shutdown; failures are the daemon's to find."""
+    from pyshim.ttrpc.client import Client
+
+    requests = (
+        ("Delete", task_pb2.DeleteRequest(id=container_id), task_pb2.DeleteResponse),
+        ("Shutdown", task_pb2.ShutdownRequest(id=container_id, now=True), empty_pb2.Empty),
+    )
+    for method, request, response_type in requests:
+        with contextlib.suppress(Exception), Client(path, SHIM_TIMEOUT_S) as client:
+            client.call(TASK_SERVICE, method, request, response_type)
+
+
+def init_pid(bundle: Path) -> int:
+    """The container's first process, as the runtime noted it; 0 when there is no note."""
+    try:
+        return int((bundle / "init.pid").read_text())
+    except (OSError, ValueError):
+        return 0

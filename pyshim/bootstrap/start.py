@@ -1,0 +1,308 @@
+"""`start`: finds the shim that serves a container, or makes one, and prints its address.
+
+When it fails it leaves nothing: no socket, no monitor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyshim.api import state_pb2
+from pyshim.bootstrap import address
+from pyshim.bootstrap.flags import Flags
+from pyshim.monitor import channel
+from pyshim.zygote.address import close_from
+from pyshim.zygote.address import socket_path as zygote_socket_path
+
+PROBE_TIMEOUT_S = 0.1
+LAUNCHER_TIMEOUT_S = 30.0
+BACKLOG = 128
+MAX_OOM_SCORE = 1000
+STATE_VERSION = 1
+FIRST_FREE_FD = 5  # of a monitor: 3 is its listener, 4 its state
+KIND_START_MONITOR = 4
+KIND_STARTED = 5
+HEADER = struct.Struct("<II")
+STARTED = struct.Struct("<IIi")
+PEER_CREDENTIALS = struct.Struct("3i")
+
+
+class StartError(Exception):
+    """`start` cannot go on; the message says why and what to try."""
+
+
+def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> None:
+    """Prints the address of the monitor for this container, started here when there is none."""
+    bundle = os.path.abspath(flags.bundle or os.getcwd())
+    group = address.group_id(flags.id, read_config(bundle))
+    folder = os.environ.get("PYSHIM_SOCKET_DIR") or address.DEFAULT_FOLDER
+    path = address.socket_path(folder, flags.address, flags.namespace, group)
+    answer = f"{address.SCHEME}{path}"
+    with contextlib.ExitStack() as undo:
+        listener = claim(path)
+        if listener is not None:
+            undo.callback(remove, path)
+            undo.enter_context(listener)
+        # Before the server starts, so that a cleanup after a crash can find the socket.
+        write_address(bundle, answer)
+        if listener is not None:
+            monitor = start_monitor(flags, bundle, group, listener, launcher, zygote)
+            undo.callback(kill, monitor)
+            raise_oom_score(monitor, caller_of(launcher))
+        os.write(1, answer.encode())
+        if listener is not None:
+            listener.close()
+        undo.pop_all()
+
+
+# --- The bundle ----------------------------------------------------------------------------------
+
+
+def read_config(bundle: str) -> dict[str, Any]:
+    """The container's OCI configuration; raises StartError naming the file."""
+    path = os.path.join(bundle, "config.json")
+    try:
+        with open(path, "rb") as file:
+            config = json.load(file)
+    except OSError as error:
+        raise StartError(f"cannot read {path}: {error.strerror}; is this a bundle?") from error
+    except ValueError as error:
+        raise StartError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise StartError(f"{path} is not an OCI configuration: not a JSON object")
+    return config
+
+
+def write_address(bundle: str, text: str) -> None:
+    """Writes the bundle's file `address`, whole or not at all."""
+    path = Path(bundle) / "address"
+    draft = path.with_name(".address")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+# --- The socket ----------------------------------------------------------------------------------
+
+
+def claim(path: str) -> socket.socket | None:
+    """A listener at ``path``; None when another monitor of this group listens there already."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    with locked(folder):
+        if is_served(path):
+            return None
+        remove(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            previous = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(previous)
+            os.chmod(path, 0o600)
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Keeps two starts of one pod from both finding a dead socket and replacing it.
+
+    The folder itself is locked, so that nothing has to lie in it.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_served(path: str) -> bool:
+    """Whether somebody accepts connections at ``path``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        try:
+            probe.connect(path)
+        except TimeoutError:
+            return True  # a full backlog: busy, not dead
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+    return True
+
+
+def remove(path: str) -> None:
+    """Unlinks a socket that may be gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+# --- The monitor ---------------------------------------------------------------------------------
+
+
+def start_monitor(
+    flags: Flags,
+    bundle: str,
+    group: str,
+    listener: socket.socket,
+    launcher: socket.socket | None,
+    zygote: str,
+) -> int:
+    """Starts the monitor with its first state; its pid."""
+    command = [find_monitor(), "--zygote", zygote or zygote_socket_path()]
+    command += ["--python", sys.executable]
+    state = memfd("pyshim-state", first_state(flags, bundle, group, listener.getsockname()))
+    try:
+        if launcher is None:
+            return spawn(command, bundle, listener.fileno(), state)
+        return ask_launcher(launcher, command, bundle, listener.fileno(), state)
+    finally:
+        os.close(state)
+
+
+def find_monitor() -> str:
+    """pyshim-monitor beside the interpreter, or on PATH; raises StartError."""
+    beside = os.path.join(os.path.dirname(sys.executable), "pyshim-monitor")
+    found = beside if os.access(beside, os.X_OK) else shutil.which("pyshim-monitor")
+    if found is None:
+        raise StartError(f"pyshim-monitor is neither at {beside} nor on PATH; reinstall pyshim")
+    return found
+
+
+def first_state(flags: Flags, bundle: str, group: str, path: str) -> bytes:
+    """A serialized State: what every service of this monitor has to know."""
+    environment = {name: value for name, value in os.environ.items() if is_text(name + value)}
+    state = state_pb2.State(
+        version=STATE_VERSION,
+        namespace=flags.namespace,
+        id=group,
+        bundle=bundle,
+        address=flags.address,
+        ttrpc_address=os.environ.get("TTRPC_ADDRESS") or f"{flags.address}.ttrpc",
+        publish_binary=flags.publish_binary,
+        debug=flags.debug,
+        socket=path,
+        env=environment,
+    )
+    return state.SerializeToString()
+
+
+def is_text(value: str) -> bool:
+    """Whether protobuf can carry it: an environment may hold any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def memfd(name: str, data: bytes) -> int:
+    """An anonymous file that holds ``data``."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def ask_launcher(
+    launcher: socket.socket, command: list[str], bundle: str, listener: int, state: int
+) -> int:
+    """Has the launcher start the monitor, in containerd's cgroup and namespaces; its pid."""
+    program = memfd("pyshim-program", channel.encode_program(bundle, command, dict(os.environ)))
+    try:
+        launcher.settimeout(LAUNCHER_TIMEOUT_S)
+        header = HEADER.pack(channel.ZYGOTE_MAGIC, KIND_START_MONITOR)
+        socket.send_fds(launcher, [header], [program, listener, state])
+        answer = launcher.recv(STARTED.size)
+    finally:
+        os.close(program)
+    if len(answer) != STARTED.size:
+        raise StartError("the launcher ended before it had started the monitor")
+    magic, kind, pid = STARTED.unpack(answer)
+    if magic != channel.ZYGOTE_MAGIC or kind != KIND_STARTED:
+        raise StartError("the launcher and its Python are of different versions; reinstall pyshim")
+    if pid <= 0:
+        raise StartError(f"cannot start {command[0]}: {os.strerror(-pid)}")
+    return int(pid)
+
+
+def spawn(command: list[str], bundle: str, listener: int, state: int) -> int:
+    """Starts the monitor from here; its pid."""
+    report, failed = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            become_monitor(command, bundle, listener, state, failed)
+        except OSError as error:
+            os.write(FIRST_FREE_FD, struct.pack("<i", error.errno or 0))
+        finally:
+            os._exit(127)
+    os.close(failed)
+    with open(report, "rb") as file:
+        reason = file.read()
+    if reason:
+        os.waitpid(child, 0)
+        raise StartError(f"cannot start {command[0]}: {os.strerror(*struct.unpack('<i', reason))}")
+    return child
+
+
+def become_monitor(command: list[str], bundle: str, listener: int, state: int, failed: int) -> None:
+    """In the child: a session of its own, and nothing open but what a monitor has."""
+    kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in (listener, state, failed)]
+    null = fcntl.fcntl(os.open(os.devnull, os.O_RDWR), fcntl.F_DUPFD_CLOEXEC, 16)
+    os.dup2(kept[2], FIRST_FREE_FD, inheritable=False)
+    os.setsid()
+    os.chdir(bundle)
+    for number in range(1, signal.NSIG):
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for target, fd in enumerate((null, null, null, kept[0], kept[1])):
+        os.dup2(fd, target)
+    close_from(FIRST_FREE_FD + 1)
+    os.execv(command[0], command)
+
+
+def kill(pid: int) -> None:
+    """Ends a monitor that nobody will ever speak to."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+# --- The OOM score -------------------------------------------------------------------------------
+
+
+def caller_of(launcher: socket.socket | None) -> int:
+    """The pid of containerd: the parent of what it executed; 0 when that is not known."""
+    if launcher is None:
+        return os.getppid()
+    credentials = launcher.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+    pid = PEER_CREDENTIALS.unpack(credentials)[0]
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("PPid:"):
+                return int(line.split()[1])
+    return 0
+
+
+def raise_oom_score(monitor: int, caller: int) -> None:
+    """Lets the kernel end the monitor before containerd; not permitted in user namespaces."""
+    with contextlib.suppress(OSError, ValueError):
+        score = int(Path(f"/proc/{caller}/oom_score_adj").read_text())
+        Path(f"/proc/{monitor}/oom_score_adj").write_text(str(min(score + 1, MAX_OOM_SCORE)))

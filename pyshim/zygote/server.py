@@ -1,0 +1,269 @@
+"""The zygote's loop: accept, fork, let the child do the rest.
+
+It must never become the parent of anything that matters, never hold a descriptor of whoever
+started it, and never run a thread: a child of a threaded process may inherit a held lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import daemon
+
+from pyshim.monitor import channel
+from pyshim.zygote import address
+
+KIND_ACTIVATE = 1
+KIND_RUN = 2
+KIND_EXIT = 3
+
+# What children need; a module that is not there yet costs its child an import error, not us.
+WARM_MODULES = (
+    "uvloop",
+    "asyncio",
+    "pyshim.api.task_pb2",
+    "pyshim.api.state_pb2",
+    "pyshim.api.info_pb2",
+    "pyshim.service.activation",
+    "pyshim.bootstrap",
+    "pyshim.bootstrap.start",
+    "pyshim.bootstrap.delete",
+    "pyshim.bootstrap.info",
+)
+
+DEFAULT_IDLE_S = 600.0
+REQUEST_TIMEOUT_S = 5.0
+LOCK_TIMEOUT_S = 10.0
+BACKLOG = 512
+FEW_DESCRIPTORS = 256
+PEER_CREDENTIALS = struct.Struct("3i")
+HEADER = struct.Struct("<II")
+EXIT = struct.Struct("<IIi")
+
+
+def run(path: str, *, detach: bool) -> int:
+    """Serves at ``path`` until idle, replaced or told to end; 0 as well when another one does."""
+    folder = Path(path).parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not take_lock(lock, path):
+        return 0
+    context = daemon.DaemonContext(
+        detach_process=detach,
+        files_preserve=[lock] if detach else [lock, sys.stderr],
+        stderr=None if detach else sys.stderr,
+        umask=0o077,
+        prevent_core=False,
+        signal_map={signal.SIGTERM: end, signal.SIGINT: end},
+    )
+    with few_descriptors():
+        context.open()
+    with context:
+        serve(path, lock)
+    return 0
+
+
+@contextlib.contextmanager
+def few_descriptors() -> Iterator[None]:
+    """A low limit of open files, for as long as it lasts.
+
+    DaemonContext closes every number below the limit, which some builds of Python do one by one;
+    containerd.service has a limit of a billion.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if os.geteuid() != 0:  # nobody else could take it back
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_DESCRIPTORS, FEW_DESCRIPTORS))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def take_lock(lock: int, path: str) -> bool:
+    """Whether we are the one; waits for a zygote that is ending but holds the lock still."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if address.answers(path) or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+
+
+def end(_number: int, _frame: object) -> None:
+    """SIGTERM: unwinds ``serve``, which removes the socket."""
+    raise SystemExit(0)
+
+
+def serve(path: str, lock: int) -> None:
+    """Binds before importing, so that callers queue instead of starting zygotes of their own."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(BACKLOG)
+    ours = os.stat(path)
+    try:
+        record_interpreter(Path(path).parent / "interpreter")
+        warm_up()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps our children
+        loop(listener, lock, path, ours)
+    finally:
+        if is_ours(path, ours):
+            os.unlink(path)
+        listener.close()
+
+
+def record_interpreter(path: Path) -> None:
+    """Tells launchers that lie outside of an environment which interpreter has pyshim."""
+    text = f"{sys.executable}\n"
+    with contextlib.suppress(OSError):
+        if not path.exists() or path.read_text() != text:
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            draft.write_text(text)
+            draft.replace(path)
+
+
+def warm_up() -> None:
+    """Imports what children use, and keeps their collector away from all of it."""
+    for name in WARM_MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        warm_loop()
+    gc.collect()
+    gc.freeze()
+
+
+def warm_loop() -> None:
+    """One turn of an event loop, which runs what is only run once."""
+    import asyncio
+
+    import uvloop
+
+    runner = uvloop.new_event_loop()
+    try:
+        runner.run_until_complete(asyncio.sleep(0))
+    finally:
+        runner.close()
+
+
+def is_ours(path: str, ours: os.stat_result) -> bool:
+    """Whether the socket at ``path`` is still the one that we bound."""
+    try:
+        now = os.stat(path)
+    except OSError:
+        return False
+    return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) -> None:
+    """Forks for each connection; returns when there was none for long or nobody can find us."""
+    idle_ms = int(float(os.environ.get("PYSHIM_ZYGOTE_IDLE_S") or DEFAULT_IDLE_S) * 1000)
+    poller = select.poll()
+    poller.register(listener, select.POLLIN)
+    while poller.poll(idle_ms):
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                fork_for(connection, listener, lock, path)
+        if not is_ours(path, ours):
+            return
+
+
+def fork_for(connection: socket.socket, listener: socket.socket, lock: int, path: str) -> None:
+    """Starts the child for one connection; without one the caller sees the connection end."""
+    # A SIGTERM that the child would take with our handler would unlink our socket.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    try:
+        if os.fork() == 0:
+            listener.close()
+            os.close(lock)
+            become_child(connection, path)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])
+
+
+def become_child(connection: socket.socket, path: str) -> None:
+    """Does what the connection asks for; never returns."""
+    code = 1
+    try:
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        os.umask(0o022)
+        os.setsid()
+        code = answer(connection, path)
+    except BaseException as error:  # whatever it is, nobody above us may see it
+        with contextlib.suppress(OSError):
+            os.write(2, f"pyshim: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def answer(connection: socket.socket, path: str) -> int:
+    """Reads the request and carries it out."""
+    _, uid, _ = PEER_CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+    )
+    if uid != os.geteuid():
+        return 1
+    connection.settimeout(REQUEST_TIMEOUT_S)
+    data, fds, _, _ = socket.recv_fds(connection, HEADER.size, 8)
+    connection.settimeout(None)
+    magic, kind = HEADER.unpack(data)
+    if magic == channel.ZYGOTE_MAGIC and kind == KIND_ACTIVATE and len(fds) == 1:
+        connection.close()
+        return activate(fds[0])
+    if magic == channel.ZYGOTE_MAGIC and kind == KIND_RUN and len(fds) == 5:
+        return run_for(connection, fds, path)
+    return 1
+
+
+def activate(fd: int) -> int:
+    """Becomes a service on the channel ``fd``."""
+    service = importlib.import_module("pyshim.service.activation")
+    code = service.main(socket.socket(fileno=fd))
+    return code if isinstance(code, int) else 0
+
+
+def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
+    """Becomes what the launcher was asked to be, and tells it how to end."""
+    *standard, folder, program = fds
+    for target, fd in enumerate(standard):
+        os.dup2(fd, target)
+        os.close(fd)
+    os.fchdir(folder)
+    os.close(folder)
+    with open(program, "rb") as file:
+        file.seek(0)
+        _, argv, env = channel.decode_program(file.read())
+    os.environ.clear()
+    os.environ.update(env)
+    code = int(importlib.import_module("pyshim.bootstrap").main(argv[1:], launcher, path))
+    # Before the answer: the launcher's caller must not find its pipe open after the launcher's end.
+    null = os.open(os.devnull, os.O_RDWR)
+    for target in range(3):
+        os.dup2(null, target)
+    launcher.send(EXIT.pack(channel.ZYGOTE_MAGIC, KIND_EXIT, code))
+    return code

@@ -1,0 +1,422 @@
+"""containerd-shim-pyshim-v2 as containerd executes it, without a containerd."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pyshim.api import info_pb2, task_pb2
+from pyshim.zygote import address
+from tests.integration.conftest import eventually, processes_of
+
+PROGRAM = "containerd-shim-pyshim-v2"
+MONITOR = "pyshim-monitor"
+BOUND_S = 60
+BUILT = Path(__file__).resolve().parents[2] / "build" / os.uname().machine
+PYTHON = os.environ.get("PYSHIM_PYTHON", sys.executable)
+
+
+def installed(name: str) -> Path | None:
+    """The program beside the interpreter, or as it was built in this tree."""
+    folders = [Path(os.environ.get("PYSHIM_BIN", Path(sys.executable).parent)).absolute(), BUILT]
+    return next((folder / name for folder in folders if (folder / name).exists()), None)
+
+
+class Host:
+    """Private folders for bundles, sockets and the zygote; every process that has them in mind."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.runtime = home / "run"
+        self.sockets = home / "s"
+        self.bin = home / "bin"
+        self.bin.mkdir()
+        monitor = installed(MONITOR)
+        if monitor is None:  # anything that stays and keeps its descriptors
+            (self.bin / MONITOR).write_text("#!/bin/sh\nexec sleep 600\n")
+            (self.bin / MONITOR).chmod(0o755)
+        else:
+            (self.bin / MONITOR).symlink_to(monitor)
+        launcher = installed(PROGRAM)
+        assert launcher is not None, f"{PROGRAM} is not built"
+        self.launcher = launcher
+        self.env = {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "PYSHIM_RUNTIME_DIR": str(self.runtime),
+            "PYSHIM_SOCKET_DIR": str(self.sockets),
+            "PYSHIM_PYTHON": PYTHON,
+        }
+
+    def bundle(self, name: str, config: str = "{}") -> Path:
+        """A bundle with ``config`` as its config.json."""
+        folder = self.home / name
+        folder.mkdir()
+        (folder / "config.json").write_text(config)
+        return folder
+
+    def run(
+        self, *arguments: str, cwd: Path | None = None, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Runs the launcher to the end of its output; stdout and stderr apart."""
+        return subprocess.run(
+            [self.launcher, *arguments],
+            cwd=cwd or self.home,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=BOUND_S,
+            check=False,
+        )
+
+    def act(
+        self, action: str, bundle: Path, name: str = "c", **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """`start` or `delete` for the container ``name``."""
+        arguments = ["-namespace", "test", "-address", str(self.home / "grpc"), "-id", name]
+        return self.run(*arguments, "-publish-binary", "/bin/true", action, cwd=bundle, **env)
+
+    def start(self, bundle: Path, name: str = "c", **env: str) -> Path:
+        """The socket of a shim that was started for ``name``."""
+        done = self.act("start", bundle, name, **env)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.startswith(b"unix:///")
+        assert not done.stdout.endswith(b"\n")
+        return Path(done.stdout.decode().removeprefix("unix://"))
+
+    def zygotes(self) -> set[int]:
+        """Zygotes, and while they do something their children."""
+        return {pid for pid, line in processes_of(self.home).items() if "pyshim.zygote" in line}
+
+    def one_zygote(self) -> int:
+        """The zygote, when it has become the only one."""
+        eventually(lambda: len(self.zygotes()) == 1, "one zygote is left")
+        return next(iter(self.zygotes()))
+
+    def monitors(self) -> dict[int, str]:
+        """What was started as a monitor."""
+        found = processes_of(self.home)
+        return {pid: line for pid, line in found.items() if "pyshim.zygote" not in line}
+
+    def end(self) -> None:
+        """Ends everything, by pid, until nothing is left."""
+
+        def gone() -> bool:
+            for pid in (left := processes_of(self.home)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not left
+
+        eventually(gone, "every process of this test has ended")
+
+
+@pytest.fixture
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    home = tmp_path_factory.mktemp("l")
+    found = Host(home)
+    try:
+        yield found
+    finally:
+        found.end()
+
+
+def refused(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The one line of a failure."""
+    text = done.stderr.decode()
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    assert text.startswith(f"{PROGRAM}: ")
+    return text
+
+
+# --- What it says --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["-v", "--v", "-version", "--version"])
+def test_version_needs_no_python(host: Host, flag: str) -> None:
+    done = host.run(flag, PYSHIM_PYTHON="/nonexistent")
+    lines = done.stdout.decode().splitlines()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert lines[0] == f"{PROGRAM}:"
+    assert [line.split(":")[0] for line in lines[1:]] == ["  Version", "  Revision"]
+    assert not host.zygotes()
+
+
+def test_info(host: Host) -> None:
+    done = host.run("-info")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert info_pb2.RuntimeInfo.FromString(done.stdout).name == "io.containerd.pyshim.v2"
+
+
+def test_an_unknown_flag(host: Host) -> None:
+    assert "-foo" in refused(host.run("-foo", "start"))
+
+
+def test_a_missing_flag(host: Host) -> None:
+    assert "-id" in refused(host.run("-namespace", "n", "start"))
+
+
+def test_a_bundle_without_configuration(host: Host) -> None:
+    empty = host.home / "empty"
+    empty.mkdir()
+    assert str(empty / "config.json") in refused(host.act("start", empty))
+    assert not list(host.home.glob("s/*"))
+
+
+def test_a_bundle_that_is_not_there(host: Host) -> None:
+    arguments = ["-namespace", "n", "-id", "i", "-bundle", "/nonexistent", "start"]
+    assert "/nonexistent/config.json" in refused(host.run(*arguments))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_a_configuration_that_is_not_json(host: Host, text: str) -> None:
+    bundle = host.bundle("b")
+    (bundle / "config.json").write_bytes(text.encode("latin-1"))
+    assert str(bundle / "config.json") in refused(host.act("start", bundle))
+
+
+def test_a_socket_path_that_is_too_long(host: Host) -> None:
+    folder = host.home / ("f" * 60)
+    done = host.act("start", host.bundle("b"), PYSHIM_SOCKET_DIR=str(folder))
+    assert "106" in refused(done)
+    assert not folder.exists()
+
+
+def test_no_interpreter(host: Host) -> None:
+    if Path("/etc/pyshim/interpreter").exists():
+        pytest.skip("this host has an interpreter for every launcher")
+    host.launcher = shutil.copy(host.launcher, host.home / "copied")
+    text = refused(host.run("-info", PYSHIM_PYTHON=""))
+    for place in ("PYSHIM_PYTHON", "/etc/pyshim/interpreter", f"{host.runtime}/interpreter"):
+        assert place in text
+
+
+def test_an_interpreter_that_cannot_be_executed(host: Host) -> None:
+    assert "/nonexistent" in refused(host.run("-info", PYSHIM_PYTHON="/nonexistent"))
+
+
+# --- Where it finds Python -----------------------------------------------------------------------
+
+
+def test_the_interpreter_beside_the_program(host: Host) -> None:
+    host.launcher = shutil.copy(host.launcher, host.bin / PROGRAM)
+    (host.bin / "python3").write_text(f'#!/bin/sh\nexec "{PYTHON}" "$@"\n')
+    (host.bin / "python3").chmod(0o755)
+    assert host.run("-info", PYSHIM_PYTHON="").returncode == 0
+
+
+def test_the_interpreter_of_the_last_zygote(host: Host) -> None:
+    host.run("-info")
+    assert (host.runtime / "interpreter").read_text() == f"{PYTHON}\n"
+    host.launcher = shutil.copy(host.launcher, host.home / "copied")
+    assert host.run("-info", PYSHIM_PYTHON="").returncode == 0
+
+
+def test_without_a_zygote(host: Host) -> None:
+    """Its folder cannot be made, so that the launcher becomes an interpreter."""
+    nowhere = "/proc/nowhere"
+    assert host.run("-info", PYSHIM_RUNTIME_DIR=nowhere).returncode == 0
+    path = host.start(host.bundle("b"), PYSHIM_RUNTIME_DIR=nowhere)
+    assert len(host.monitors()) == 1
+    connect(path)
+    assert not host.zygotes()
+
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+def connect(path: Path) -> None:
+    """Connects once."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(BOUND_S)
+        client.connect(str(path))
+
+
+def test_start(host: Host) -> None:
+    bundle = host.bundle("b")
+    path = host.start(bundle)
+    about = path.stat()
+    assert stat.S_IMODE(about.st_mode) == 0o600
+    assert about.st_uid == os.geteuid()
+    assert (bundle / "address").read_text() == f"unix://{path}"
+    connect(path)
+    (monitor,) = host.monitors()
+    assert os.readlink(f"/proc/{monitor}/cwd") == str(bundle)
+    assert os.getsid(monitor) == monitor
+    assert {os.readlink(f"/proc/{monitor}/fd/{fd}") for fd in range(3)} == {"/dev/null"}
+
+
+def test_no_descendant_keeps_a_file_of_the_caller(host: Host) -> None:
+    """containerd reads the answer until everybody has closed the pipe."""
+    bundle = host.bundle("b")
+    extra, given = os.pipe()
+    try:
+        identity = os.readlink(f"/proc/self/fd/{given}")
+        arguments = ["-namespace", "n", "-id", "i", "-address", "/a", "start"]
+        process = subprocess.Popen(
+            [host.launcher, *arguments],
+            cwd=bundle,
+            env=host.env,
+            stdout=given,
+            stderr=given,
+            pass_fds=[given],
+        )
+        assert process.wait(BOUND_S) == 0
+        for pid in processes_of(host.home):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    assert os.readlink(link) != identity
+        os.close(given)
+        given = -1
+        assert os.read(extra, 200).startswith(b"unix://")
+        assert os.read(extra, 1) == b""
+    finally:
+        os.close(extra)
+        if given >= 0:
+            os.close(given)
+
+
+def test_containers_of_a_group_share_a_monitor(host: Host) -> None:
+    config = json.dumps({"annotations": {"io.kubernetes.cri.sandbox-id": "pod"}})
+    names = [f"c{number}" for number in range(5)]
+    bundles = [host.bundle(name, config) for name in names]
+    with ThreadPoolExecutor(len(names)) as pool:
+        paths = set(pool.map(host.start, bundles, names))
+    assert len(paths) == 1
+    assert len(host.monitors()) == 1
+    assert {(bundle / "address").read_text() for bundle in bundles} == {f"unix://{paths.pop()}"}
+
+
+def test_a_dead_socket_is_replaced(host: Host) -> None:
+    bundle = host.bundle("b")
+    path = host.start(bundle)
+    (monitor,) = host.monitors()
+    os.kill(monitor, signal.SIGKILL)
+    eventually(lambda: not host.monitors(), "the monitor has ended")
+    assert host.start(bundle) == path
+    connect(path)
+
+
+def test_a_monitor_that_cannot_be_executed_leaves_nothing(host: Host) -> None:
+    if (Path(PYTHON).parent / MONITOR).exists():
+        pytest.skip("the monitor beside the interpreter is found first")
+    (host.bin / MONITOR).unlink()
+    (host.bin / MONITOR).write_text("no program\n")
+    (host.bin / MONITOR).chmod(0o755)
+    assert MONITOR in refused(host.act("start", host.bundle("b")))
+    assert not list(host.sockets.iterdir())
+
+
+def test_the_oom_score_is_one_above_the_callers(host: Host) -> None:
+    host.start(host.bundle("b"))
+    (monitor,) = host.monitors()
+    ours = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int(Path(f"/proc/{monitor}/oom_score_adj").read_text()) == min(ours + 1, 1000)
+
+
+# --- delete --------------------------------------------------------------------------------------
+
+
+def test_delete_may_be_repeated(host: Host) -> None:
+    bundle = host.bundle("b")
+    path = host.start(bundle)
+    (bundle / "init.pid").write_text("4711")
+    for monitor in host.monitors():
+        os.kill(monitor, signal.SIGKILL)
+    eventually(lambda: not host.monitors(), "the monitor has ended")
+    for _ in range(2):
+        done = host.act("delete", bundle)
+        assert (done.returncode, done.stderr) == (0, b"")
+        response = task_pb2.DeleteResponse.FromString(done.stdout)
+        assert (response.pid, response.exit_status) == (4711, 137)
+        assert response.exited_at.seconds > 0
+        assert not path.exists()
+
+
+def test_delete_of_what_never_was(host: Host) -> None:
+    done = host.act("delete", host.home)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# --- The zygote ----------------------------------------------------------------------------------
+
+
+def test_ten_launches_at_once_start_one_zygote(host: Host) -> None:
+    with ThreadPoolExecutor(10) as pool:
+        done = list(pool.map(lambda _: host.run("-info"), range(10)))
+    assert {(d.returncode, d.stderr) for d in done} == {(0, b"")}
+    assert len({d.stdout for d in done}) == 1
+    zygote = host.one_zygote()
+    host.run("-info")
+    assert host.one_zygote() == zygote
+
+
+def test_a_killed_zygote_is_replaced(host: Host) -> None:
+    host.run("-info")
+    first = host.one_zygote()
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: first not in host.zygotes(), "the first zygote has ended")
+    host.start(host.bundle("b"))
+    assert host.one_zygote() != first
+
+
+def test_a_zygote_that_is_told_to_end_takes_its_socket_along(host: Host) -> None:
+    host.run("-info")
+    os.kill(host.one_zygote(), signal.SIGTERM)
+    eventually(lambda: not host.zygotes(), "the zygote has ended")
+    assert not list(host.runtime.glob("*.sock"))
+
+
+def test_an_idle_zygote_ends(host: Host) -> None:
+    host.run("-info", PYSHIM_ZYGOTE_IDLE_S="0.1")
+    eventually(lambda: not host.zygotes(), "the idle zygote has ended")
+    assert not list(host.runtime.glob("*.sock"))
+
+
+def test_a_zygote_is_started_from_python_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSHIM_RUNTIME_DIR", str(host.runtime))
+    path = address.socket_path(PYTHON)
+    address.ensure(PYTHON)
+    eventually(lambda: address.answers(path), "the zygote answers")
+    zygote = host.one_zygote()
+    address.ensure(PYTHON)
+    assert host.one_zygote() == zygote
+    files = {os.readlink(link) for link in Path(f"/proc/{zygote}/fd").iterdir()}
+    assert {name for name in files if not name.startswith(("socket:", "anon_inode:"))} == {
+        "/dev/null",
+        f"{path}.lock",
+    }
+
+
+def test_nobody_else_may_reach_the_zygote(host: Host) -> None:
+    host.run("-info")
+    (path,) = host.runtime.glob("*.sock")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(host.runtime.stat().st_mode) == 0o700
+
+
+def test_a_zygote_survives_whatever_it_is_sent(host: Host) -> None:
+    host.run("-info")
+    zygote = host.one_zygote()
+    (path,) = host.runtime.glob("*.sock")
+    for data in (b"x", b"\0" * 8, b"\x5a\x59\x53\x50\x02\0\0\0", b"y" * 1000):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(BOUND_S)
+            client.connect(str(path))
+            client.send(data)
+            assert client.recv(16) == b""
+    assert host.run("-info").returncode == 0
+    assert host.one_zygote() == zygote
