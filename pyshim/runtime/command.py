@@ -1,0 +1,92 @@
+"""The command lines of an OCI runtime (runc, crun, youki), and what it says when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from pyshim.api import state_pb2
+
+
+def global_flags(container: state_pb2.Container) -> list[str]:
+    """The runtime's binary and the flags that precede every sub-command."""
+    log = os.path.join(container.bundle, "log.json")
+    flags = [container.runtime, "--root", container.root, "--log", log, "--log-format", "json"]
+    if container.systemd_cgroup:
+        flags.append("--systemd-cgroup")
+    return flags
+
+
+def create(container: state_pb2.Container) -> list[str]:
+    """``create`` for the container's init."""
+    pid_file = os.path.join(container.bundle, "init.pid")
+    command = [*global_flags(container), "create", "--bundle", container.bundle]
+    command += ["--pid-file", pid_file]
+    if container.init.console_path:
+        command += ["--console-socket", container.init.console_path]
+    if container.no_pivot_root:
+        command.append("--no-pivot")
+    if container.no_new_keyring:
+        command.append("--no-new-keyring")
+    return [*command, container.id]
+
+
+def start(container: state_pb2.Container) -> list[str]:
+    """``start``."""
+    return [*global_flags(container), "start", container.id]
+
+
+def delete(container: state_pb2.Container) -> list[str]:
+    """``delete``; also for a container whose init was only created (hence --force)."""
+    return [*global_flags(container), "delete", "--force", container.id]
+
+
+def kill_all(container: state_pb2.Container, signal: int) -> list[str]:
+    """``kill --all``."""
+    return [*global_flags(container), "kill", "--all", container.id, str(signal)]
+
+
+def execute(container: state_pb2.Container, process: state_pb2.Process) -> list[str]:
+    """``exec --detach`` of a registered exec; its spec is read from ``exec_spec_path``."""
+    pid_file = exec_pid_path(container, process)
+    command = [*global_flags(container), "exec", "--process", exec_spec_path(container, process)]
+    if process.console_path:
+        command += ["--console-socket", process.console_path]
+    return [*command, "--detach", "--pid-file", pid_file, container.id]
+
+
+def exec_pid_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
+    """Where the runtime writes the pid of an exec (as containerd's Go shim names it)."""
+    return os.path.join(container.bundle, f"{process.id}.pid")
+
+
+def exec_spec_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
+    """Where the service leaves an exec's spec for the runtime."""
+    return os.path.join(container.bundle, f"{process.id}.spec.json")
+
+
+def read_pid(path: str) -> int:
+    """The pid in a pid file.  Raises OSError or ValueError."""
+    with open(path, encoding="ascii") as file:
+        return int(file.read())
+
+
+def last_error(container: state_pb2.Container) -> str:
+    """The last error that the runtime logged, "" when it logged none.
+
+    The Go shim of containerd 1.6 reports the same line of the same file.
+    """
+    path = os.path.join(container.bundle, "log.json")
+    found = ""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                if entry.get("level") == "error":
+                    found = str(entry.get("msg", "")).strip()
+    except OSError:
+        return ""
+    return found

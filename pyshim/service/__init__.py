@@ -1,0 +1,1 @@
+"""The Task service: forked from the zygote when there is something to do."""

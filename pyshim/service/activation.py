@@ -1,0 +1,225 @@
+"""One life of a service: takes over from the monitor, serves, parks.
+
+Crash-only: there is no shutdown but parking, and killing the process at any point is as good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import os
+import socket
+import sys
+
+import uvloop
+
+from pyshim.api import state_pb2
+from pyshim.events.publisher import Publisher
+from pyshim.monitor import channel
+from pyshim.monitor.channel import Message, StopMode, Type
+from pyshim.service import exits
+from pyshim.service.link import Link
+from pyshim.service.server import Server
+from pyshim.service.store import Store
+from pyshim.service.task import Task
+
+STATE_VERSION = 1
+PARK_DELAY_S = float(os.environ.get("PYSHIM_PARK_DELAY_S", "1"))
+DUMP_TIMEOUT_S = 10
+FIRST_ACCEPTED_TAG = 2**31
+LISTENER_TAG = 1
+CLONE_NEWNS = 0x00020000
+
+
+class Activation:
+    """Owns the store, the server and the publisher of one life."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.store = Store()
+        self.publisher = Publisher(self.store)
+        self.task = Task(self.store, self.publisher)
+        self.server = Server(self.store, self.task.handle)
+        self.task.server = self.server
+        self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.store.link = Link(sock, self._received, self.ended.set)
+
+    async def run(self) -> None:
+        """Serves until parked, or until the monitor has gone."""
+        self.store.link.open()
+        await asyncio.wait_for(self.ready.wait(), DUMP_TIMEOUT_S)
+        if self.ended.is_set():
+            return
+        self._take_over()
+        parking = asyncio.create_task(self._park_when_idle())
+        ended = asyncio.create_task(self.ended.wait())
+        await asyncio.wait({parking, ended}, return_when=asyncio.FIRST_COMPLETED)
+
+    # -- what comes from the monitor -----------------------------------------------------------
+
+    def _received(self, message: Message) -> None:
+        if message.type is Type.WELCOME:
+            self._welcome(message)
+        elif message.type is Type.HELD:
+            self._held(message)
+        elif message.type is Type.READY:
+            self.ready.set()
+        elif message.type is Type.RANG:
+            self.publisher.wake()
+        else:
+            self.store.received(message)
+            if self.ready.is_set():
+                self._happened(message)
+        self._touch()
+
+    def _welcome(self, message: Message) -> None:
+        self.store.monitor_pid = message.fields[1]
+        for fd in message.fds:
+            size = os.fstat(fd).st_size
+            self.store.state.ParseFromString(os.pread(fd, size, 0))
+            os.close(fd)
+        join_mounts_of(self.store.monitor_pid)
+
+    def _held(self, message: Message) -> None:
+        tag, parent = message.fields[0], message.fields[1]
+        fd = message.fds[0]
+        if tag >= FIRST_ACCEPTED_TAG and parent == LISTENER_TAG:
+            self.server.attach(tag, fd)
+            return
+        self.store.held[tag] = fd
+        if parent:
+            self.store.parents[parent] = tag
+        self.store.notify()
+
+    def _happened(self, message: Message) -> None:
+        if message.type is Type.RECORD:
+            if not message.fields[0]:
+                self._signalled()
+                return
+            for container in self.store.containers():
+                exits.settle(self.task, container)
+            self._forget_strays()
+        elif message.type is Type.RELAY_STATUS:
+            self._relay_ended(message.fields[0])
+
+    def _relay_ended(self, relay: int) -> None:
+        """A released relay that has ended leaves a record with the monitor; drops it."""
+        if relay in self.store.released_relays:
+            self.store.released_relays.discard(relay)
+            self.store.link.send([Message(Type.RELAY_STOP, (relay, StopMode.FORGET))])
+
+    def _signalled(self) -> None:
+        """SIGTERM to the monitor: as the Go shim, it ends when it has no container."""
+        if not self.store.state.containers:
+            self.task.quitting = True
+
+    def _forget_strays(self) -> None:
+        """Drops records of commands whose call is over (its client's service crashed late)."""
+        tokens = {call.token for call in self.store.state.calls}
+        pids = {c.init.pid for c in self.store.containers()}
+        pids |= {p.pid for c in self.store.containers() for p in c.execs.values()}
+        messages = []
+        for pid, record in list(self.store.records.items()):
+            if record.exited and record.token not in tokens and pid not in pids and record.token:
+                messages += self.store.forget(pid)
+        if messages:
+            self.store.link.send(messages)
+
+    def _take_over(self) -> None:
+        self.store.state.version = STATE_VERSION
+        known = {relay for p in self._processes() for relay in [*p.relays, p.stdin_relay]}
+        for relay in self.store.ended_relays - known:
+            self.store.link.send([Message(Type.RELAY_STOP, (relay, StopMode.FORGET))])
+        self.server.resume()
+        for container in self.store.containers():
+            if container.created:
+                exits.settle(self.task, container)
+        self.publisher.wake()
+
+    def _processes(self) -> list[state_pb2.Process]:
+        found = []
+        for container in self.store.containers():
+            found += [container.init, *container.execs.values()]
+        return found
+
+    # -- parking -------------------------------------------------------------------------------
+
+    def _touch(self) -> None:
+        self._last = asyncio.get_running_loop().time()
+
+    async def _park_when_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._touch()
+        while True:
+            if self._over():
+                self.task.unlink_socket()
+                self.store.link.send([Message(Type.QUIT)])
+                return
+            if self._busy():
+                self._touch()
+            left = self._last + PARK_DELAY_S - loop.time()
+            if left <= 0 and await self._park():
+                return
+            await self._nap(max(left, 0.01))
+
+    def _over(self) -> bool:
+        """Whether the monitor has no more purpose.
+
+        Normally Shutdown ends it.  A containerd that was killed before it said so, or that keeps
+        several containers in one shim (2.0 to 2.3), never does: then it ends by itself.
+        """
+        if self._busy() or self.store.state.containers:
+            return False
+        had_some = self.store.state.next_number > 0
+        abandoned = had_some and not self.server.connected and not self.store.state.outbox
+        return self.task.quitting or abandoned
+
+    async def _nap(self, seconds: float) -> None:
+        async with self.store.changed:
+            try:
+                await asyncio.wait_for(self.store.changed.wait(), seconds)
+            except asyncio.TimeoutError:
+                return
+
+    def _busy(self) -> bool:
+        return self.server.busy or self.publisher.busy or self.store.link.waiting
+
+    async def _park(self) -> bool:
+        sequence, reply = self.store.link.expect()
+        seen = self.store.link.events_seen
+        messages = [Message(Type.ALARM, (self.publisher.retry_ms(), 0))]
+        messages.append(Message(Type.PARK, (seen,), sequence=sequence))
+        self.store.link.send(messages)
+        error, _ = await asyncio.wait_for(reply, DUMP_TIMEOUT_S)
+        return error == 0
+
+
+def join_mounts_of(pid: int) -> None:
+    """Enters the mount namespace of ``pid`` where it is another (setns(2)).
+
+    The zygote may have been started by a containerd in another namespace; paths must mean what
+    they mean to the monitor.  Raises OSError.
+    """
+    theirs = f"/proc/{pid}/ns/mnt"
+    if os.stat(theirs).st_ino == os.stat("/proc/self/ns/mnt").st_ino:
+        return
+    fd = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, CLONE_NEWNS):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), theirs)
+    os.close(fd)
+
+
+def main(sock: socket.socket) -> int:
+    """Serves over the channel ``sock`` until parked; returns the exit code."""
+    gc.disable()
+    with_runner = uvloop.new_event_loop()
+    asyncio.set_event_loop(with_runner)
+    try:
+        with_runner.run_until_complete(Activation(sock).run())
+    except (OSError, asyncio.TimeoutError, channel.ChannelError) as error:
+        print(f"pyshim service: {error}", file=sys.stderr)
+        return 1
+    return 0

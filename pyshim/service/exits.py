@@ -1,0 +1,141 @@
+"""What happens when a process ends: its status, its event, those who wait for it, its streams.
+
+Order is the contract: an exit is published after the start of the same process, and the init's
+after those of its execs when it owned the pid namespace.  ``settle`` is safe to call at any time;
+it does what has become due.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+from typing import TYPE_CHECKING
+
+from pyshim.api import events_pb2, state_pb2, task_pb2
+from pyshim.monitor.channel import Message
+from pyshim.service import states
+from pyshim.service.states import Status
+from pyshim.service.store import Store
+from pyshim.stdio import streams as stdio
+
+if TYPE_CHECKING:
+    from pyshim.service.task import Task
+
+# A grandchild may hold a stream open for ever; after this long Delete takes what is there.
+DRAIN_TIMEOUT_S = 2
+TASK_CALLS = ("Wait",)
+
+
+def over(store: Store, container: state_pb2.Container) -> bool:
+    """Whether the monitor has reaped the container's init, published or not."""
+    record = store.records.get(container.init.pid)
+    return record is not None and record.exited
+
+
+def settle(task: Task, container: state_pb2.Container) -> None:
+    """Publishes every exit of ``container`` that is due."""
+    for process in list(container.execs.values()):
+        if process.status == Status.RUNNING:
+            _exit(task, container, process)
+    init = container.init
+    if init.starting or init.status not in {Status.CREATED, Status.RUNNING}:
+        return
+    execs = container.execs.values()
+    pending = any(process.starting or process.status == Status.RUNNING for process in execs)
+    if pending and container.private_pids:
+        # The kernel is killing them; their exits come first.
+        return
+    _exit(task, container, init)
+
+
+def _exit(task: Task, container: state_pb2.Container, process: state_pb2.Process) -> None:
+    record = task.store.records.get(process.pid) if process.pid else None
+    if record is None or not record.exited:
+        return
+    states.advance(process, "exit")
+    process.exit_status = record.exit_status
+    process.exited_seconds, process.exited_nanos = record.seconds, record.nanos
+    event = events_pb2.TaskExit(
+        container_id=container.id,
+        id=process.id or container.id,
+        pid=process.pid,
+        exit_status=process.exit_status,
+    )
+    event.exited_at.seconds, event.exited_at.nanos = record.seconds, record.nanos
+    task.publisher.queue("/tasks/exit", event)
+    messages = task.store.drop(process.keeper_tag)
+    process.keeper_tag = 0
+    task.store.commit(*messages, *task.store.forget(process.pid))
+    answer_waits(task, container.id, process)
+
+
+def answer_waits(task: Task, container: str, process: state_pb2.Process) -> None:
+    """Answers every Wait for ``process``."""
+    reply = task_pb2.WaitResponse(exit_status=process.exit_status)
+    if process.exited_seconds:
+        reply.exited_at.seconds = process.exited_seconds
+        reply.exited_at.nanos = process.exited_nanos
+    for call in [call for call in task.store.state.calls if call.method in TASK_CALLS]:
+        request = task_pb2.WaitRequest.FromString(call.payload)
+        if (request.id, request.exec_id) == (container, process.id):
+            task.server.answer(call, reply.SerializeToString())
+
+
+async def drained(task: Task, process: state_pb2.Process) -> None:
+    """Waits, within a bound, until the process's output has been passed on."""
+    if process.failed:
+        return
+    relays = set(process.relays)
+    await task.until(lambda: relays <= task.store.ended_relays, DRAIN_TIMEOUT_S)
+
+
+def release(store: Store, process: state_pb2.Process) -> list[Message]:
+    """The messages that give back everything that a process held; clears it in the state."""
+    messages: list[Message] = []
+    for relay in [*process.relays, process.stdin_relay]:
+        messages += store.stop_relay(relay)
+        store.released_relays.add(relay)
+    console = store.parents.pop(process.console_tag, 0)
+    messages += store.drop(process.keeper_tag, process.console_tag, process.master_tag, console)
+    stdio.remove_console(process)
+    if process.pid:
+        messages += store.forget(process.pid)
+    del process.relays[:]
+    process.stdin_relay = process.keeper_tag = process.console_tag = process.master_tag = 0
+    return messages
+
+
+def cgroup_pids(pid: int) -> list[int]:
+    """All pids in the cgroup of ``pid`` and below it; empty when there is none (cgroups(7))."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
+    for _, controllers, path in lines:
+        for name in controllers.split(","):
+            if name in {"pids", "devices", "memory", ""}:
+                base = os.path.join("/sys/fs/cgroup", name, path.lstrip("/"))
+                found = _read_pids(base) if path.strip("/") else []
+                if found:
+                    return sorted(found)
+    return []
+
+
+def _read_pids(base: str) -> list[int]:
+    found: list[int] = []
+    for folder, _, files in os.walk(base):
+        if "cgroup.procs" in files:
+            try:
+                with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
+                    found += [int(line) for line in file]
+            except OSError:
+                continue
+    return found
+
+
+def set_size(terminal: int, width: int, height: int) -> None:
+    """Sets a terminal's size in characters (TIOCSWINSZ, ioctl_tty(2)).  Raises OSError."""
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))

@@ -1,0 +1,114 @@
+"""The service's end of the monitor's channel: datagrams out, replies and events in.
+
+It knows messages, never what they are for.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Sequence
+
+from pyshim.monitor import channel
+from pyshim.monitor.channel import Message, Type
+
+# A monitor that takes nothing for this long is stopped or gone; the service cannot go on.
+SEND_TIMEOUT_S = 30
+EVENTS = {Type.HELD, Type.RECORD, Type.RELAY_STATUS, Type.RANG}
+
+
+def memfd(content: bytes) -> int:
+    """A new memfd that holds ``content``; the caller owns it.  Raises OSError."""
+    fd = os.memfd_create("pyshim", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Link:
+    """Owns the channel's socket.
+
+    ``received(message)`` is called for every message that is no REPLY, ``lost()`` once when the
+    monitor has gone.
+    """
+
+    def __init__(
+        self, sock: socket.socket, received: Callable[[Message], None], lost: Callable[[], None]
+    ) -> None:
+        self.sock = sock
+        self.events_seen = 0
+        self._received = received
+        self._lost = lost
+        self._sequence = 0
+        self._replies: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        timeout = struct.pack("ll", SEND_TIMEOUT_S, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+
+    def open(self) -> None:
+        """Says HELLO and begins to receive; needs a running loop."""
+        asyncio.get_running_loop().add_reader(self.sock.fileno(), self._readable)
+        self.send([Message(Type.HELLO, (channel.VERSION, os.getpid()))])
+
+    def send(self, messages: Iterable[Message], owned: Sequence[int] = ()) -> None:
+        """Sends one datagram, then closes ``owned``: the monitor has its own copies.
+
+        Raises OSError when the monitor has gone.
+        """
+        try:
+            data, fds = channel.encode(messages)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            self.sock.sendmsg([data], rights)
+        finally:
+            for fd in owned:
+                os.close(fd)
+
+    def expect(self) -> tuple[int, asyncio.Future[tuple[int, int]]]:
+        """A sequence number for a request, and the future of its reply (errno, value)."""
+        self._sequence += 1
+        future = asyncio.get_running_loop().create_future()
+        self._replies[self._sequence] = future
+        return self._sequence, future
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a reply is outstanding."""
+        return bool(self._replies)
+
+    def _readable(self) -> None:
+        for _ in range(64):
+            try:
+                data, fds, flags, _ = socket.recv_fds(
+                    self.sock,
+                    channel.MAX_DATAGRAM_BYTES,
+                    channel.MAX_DATAGRAM_FDS,
+                    socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
+                )
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                asyncio.get_running_loop().remove_reader(self.sock.fileno())
+                self._lost()
+                return
+            if flags & socket.MSG_CTRUNC:
+                raise channel.ChannelError("descriptors were lost on the way; raise RLIMIT_NOFILE")
+            for message in channel.decode(data, fds):
+                self._deliver(message)
+
+    def _deliver(self, message: Message) -> None:
+        if message.type is Type.REPLY:
+            future = self._replies.pop(message.sequence, None)
+            if future and not future.done():
+                future.set_result((message.fields[0], message.fields[2]))
+            return
+        self.events_seen += message.type in EVENTS
+        self._received(message)

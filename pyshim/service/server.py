@@ -1,0 +1,198 @@
+"""The ttrpc server over connections that the monitor owns.
+
+A request is peeked, and only then recorded in the state and consumed, in one transaction; its
+answer and its removal from the state are one transaction too.  So whoever serves next finds each
+request exactly once: in the socket, in the state, or answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+from pyshim.api import state_pb2
+from pyshim.monitor.channel import Message, Type
+from pyshim.service.store import Store
+from pyshim.ttrpc import codec, framing
+from pyshim.ttrpc.status import Code, StatusError
+
+# Enough for any request but a large exec; a larger one arrives in several peeks.
+PEEK_BYTES = 64 * 1024
+REQUEST = 1
+
+Handler = Callable[[state_pb2.Call], Awaitable[None]]
+
+
+class Server:
+    """Reads requests from held connections and runs ``handler`` for each.
+
+    The handler answers through ``answer`` or ``fail``, now or after any number of services.
+    """
+
+    def __init__(self, store: Store, handler: Handler) -> None:
+        self.store = store
+        self.running: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._handler = handler
+        self._readers: dict[int, framing.FrameReader] = {}
+        self._sockets: dict[int, socket.socket] = {}
+
+    def attach(self, tag: int, fd: int) -> None:
+        """Begins to read the connection ``tag``, where its last reader stopped."""
+        known = next((c for c in self.store.state.connections if c.tag == tag), None)
+        pending, discarding = (known.pending, known.discarding) if known else (b"", 0)
+        self._readers[tag] = framing.FrameReader(pending, discarding)
+        self._sockets[tag] = socket.socket(fileno=fd)
+        self._watch(tag)
+
+    def resume(self) -> None:
+        """Runs the requests that an earlier service left."""
+        for call in list(self.store.state.calls):
+            if (call.tag, call.stream) in self.running:
+                continue
+            if call.tag in self._sockets:
+                self._run(call)
+            else:
+                self._remove(call)
+
+    def _watch(self, tag: int) -> None:
+        if tag in self._sockets:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._sockets[tag].fileno(), self._readable, tag)
+
+    def _readable(self, tag: int) -> None:
+        sock = self._sockets[tag]
+        try:
+            data = sock.recv(PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+        if data:
+            self._take(tag, data)
+        else:
+            self._closed(tag)
+
+    def _take(self, tag: int, data: bytes) -> None:
+        reader = self._readers[tag]
+        calls: list[state_pb2.Call] = []
+        owned: list[int] = []
+        sequence, consumed = self.store.link.expect()
+        messages = [Message(Type.CONSUME, (tag, len(data)), sequence=sequence)]
+        for frame in reader.feed(data):
+            try:
+                call = self._request(tag, frame)
+            except StatusError as error:
+                reply = codec.encode_error(frame.stream, error)
+                messages.append(self.store.send(tag, reply, owned))
+                continue
+            if call is not None:
+                calls.append(call)
+        self._remember(tag, reader)
+        self.store.commit(*messages, owned=owned)
+        consumed.add_done_callback(lambda _: self._watch(tag))
+        for call in calls:
+            self._run(call)
+
+    def _request(self, tag: int, frame: framing.Frame | framing.Oversized) -> state_pb2.Call | None:
+        """The call that a frame asks for; None for a frame to skip; raises StatusError."""
+        if isinstance(frame, framing.Oversized):
+            text = f"message of {frame.length} bytes exceeds the maximum of {framing.MAX_BYTES}"
+            raise StatusError(Code.RESOURCE_EXHAUSTED, text)
+        if frame.type != REQUEST:
+            return None
+        if frame.stream % 2 == 0:
+            raise StatusError(Code.INVALID_ARGUMENT, f"stream id {frame.stream} must be odd")
+        request = codec.decode_request(frame.payload)
+        deadline = time.time_ns() + request.timeout_nano if request.timeout_nano else 0
+        namespaces = (m.value for m in request.metadata if m.key == "containerd-namespace-ttrpc")
+        return self.store.state.calls.add(
+            tag=tag,
+            stream=frame.stream,
+            service=request.service,
+            method=request.method,
+            payload=request.payload,
+            deadline_ns=deadline,
+            namespace=next(namespaces, ""),
+        )
+
+    def _remember(self, tag: int, reader: framing.FrameReader) -> None:
+        connections = self.store.state.connections
+        for at, known in enumerate(connections):
+            if known.tag == tag:
+                del connections[at]
+                break
+        if reader.pending or reader.discarding:
+            connections.add(tag=tag, pending=reader.pending, discarding=reader.discarding)
+
+    def _run(self, call: state_pb2.Call) -> None:
+        key = (call.tag, call.stream)
+        task = asyncio.get_running_loop().create_task(self._guard(call))
+        self.running[key] = task
+        task.add_done_callback(lambda _: self.running.pop(key, None))
+
+    async def _guard(self, call: state_pb2.Call) -> None:
+        try:
+            await self._handler(call)
+        except StatusError as error:
+            self.fail(call, error)
+        except OSError as error:
+            self.fail(call, StatusError(Code.UNKNOWN, f"{call.method}: {error}"))
+        except Exception as error:
+            # A bug must cost one request an error, not the container its supervisor.
+            text = f"{call.method}: internal error: {type(error).__name__}: {error}"
+            self.fail(call, StatusError(Code.INTERNAL, text))
+
+    def answer(self, call: state_pb2.Call, payload: bytes, *messages: Message) -> None:
+        """Answers ``call`` with ``payload`` in one transaction with ``messages`` and the state."""
+        self._reply(call, codec.encode_response(call.stream, payload), *messages)
+
+    def answer_and_quit(self, call: state_pb2.Call) -> None:
+        """Answers ``call`` and ends the monitor in one transaction.
+
+        In two, a service killed between them would leave a monitor that nobody ends.
+        """
+        frame = codec.encode_response(call.stream, b"")
+        self._remove(call)
+        self.store.link.send([self.store.send(call.tag, frame, []), Message(Type.QUIT)])
+
+    def fail(self, call: state_pb2.Call, error: StatusError, *messages: Message) -> None:
+        """Answers ``call`` with an error, likewise."""
+        self._reply(call, codec.encode_error(call.stream, error), *messages)
+
+    def _reply(self, call: state_pb2.Call, frame: bytes, *messages: Message) -> None:
+        owned: list[int] = []
+        command = self.store.commands.get(call.token) if call.token else None
+        done = self.store.forget(command) if command else []
+        send = self.store.send(call.tag, frame, owned)
+        self._remove(call)
+        self.store.commit(*messages, *done, send, owned=owned)
+
+    def _remove(self, call: state_pb2.Call) -> None:
+        calls = self.store.state.calls
+        for at, known in enumerate(calls):
+            if (known.tag, known.stream) == (call.tag, call.stream):
+                del calls[at]
+                return
+
+    def _closed(self, tag: int) -> None:
+        """The peer has gone: its waits end, what changes something goes on."""
+        self._sockets.pop(tag).detach()
+        reader = self._readers.pop(tag)
+        reader = framing.FrameReader()
+        self._remember(tag, reader)
+        for call in [c for c in self.store.state.calls if c.tag == tag and c.method == "Wait"]:
+            self._remove(call)
+        self.store.commit(*self.store.drop(tag))
+
+    @property
+    def connected(self) -> bool:
+        """Whether anybody is connected."""
+        return bool(self._sockets)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being handled."""
+        return bool(self.running)

@@ -1,0 +1,131 @@
+"""The service's memory: the state that survives it, and what it knows of the monitor's holdings.
+
+``commit`` is the only way in which state leaves the service.  Change the state and commit it
+with the messages that belong to the change, without an ``await`` between: the datagram is the
+transaction (``monitor/protocol.md``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from pyshim.api import state_pb2
+from pyshim.monitor import channel
+from pyshim.monitor.channel import Message, RecordFlag, StopMode, Type
+from pyshim.service.link import Link, memfd
+
+
+class Record:
+    """What the monitor last said of a process."""
+
+    def __init__(self, message: Message) -> None:
+        self.pid, flags, self.token, status, _, self.seconds, self.nanos = message.fields
+        self.exited = bool(flags & RecordFlag.EXITED)
+        self.exit_status = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else status >> 8
+
+
+class Store:
+    """The state, the held descriptors by tag, and the processes by pid and token."""
+
+    def __init__(self) -> None:
+        self.link: Link
+        self.state = state_pb2.State()
+        self.held: dict[int, int] = {}
+        self.parents: dict[int, int] = {}
+        self.monitor_pid = 0
+        self.records: dict[int, Record] = {}
+        self.commands: dict[int, int] = {}
+        self.ended_relays: set[int] = set()
+        self.released_relays: set[int] = set()
+        self.changed = asyncio.Condition()
+        self._notices: set[asyncio.Task[None]] = set()
+
+    # -- numbers -------------------------------------------------------------------------------
+
+    def new_tag(self) -> int:
+        """A tag for a descriptor; tag 1 is the listener's."""
+        self.state.next_tag = max(self.state.next_tag, 1) + 1
+        return self.state.next_tag
+
+    def new_relay(self) -> int:
+        """The id of a new relay."""
+        self.state.next_relay += 1
+        return self.state.next_relay
+
+    def new_number(self) -> int:
+        """A number for a runtime command or an event; never given twice."""
+        self.state.next_number += 1
+        return self.state.next_number
+
+    # -- what the monitor says -----------------------------------------------------------------
+
+    def received(self, message: Message) -> None:
+        """Takes in a RECORD or a RELAY."""
+        if message.type is Type.RECORD:
+            record = Record(message)
+            self.records[record.pid] = record
+            if message.fields[1] & RecordFlag.SPAWNED:
+                self.commands[record.token] = record.pid
+        elif message.type is Type.RELAY_STATUS and message.fields[1] & channel.RELAY_ENDED:
+            self.ended_relays.add(message.fields[0])
+        self.notify()
+
+    def notify(self) -> None:
+        """Lets everyone who waits in ``until`` look again."""
+        task = asyncio.get_running_loop().create_task(self._wake())
+        self._notices.add(task)
+        task.add_done_callback(self._notices.discard)
+
+    async def _wake(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    # -- transactions --------------------------------------------------------------------------
+
+    def commit(self, *messages: Message, owned: list[int] | None = None) -> None:
+        """Sends ``messages`` and the state as one datagram; closes the descriptors ``owned``.
+
+        Raises OSError when the monitor has gone.
+        """
+        blob = memfd(self.state.SerializeToString())
+        batch = [*messages, Message(Type.STATE, fds=(blob,))]
+        self.link.send(batch, [blob, *(owned or [])])
+
+    def send(self, tag: int, data: bytes, owned: list[int]) -> Message:
+        """A SEND of ``data``; a memfd that it needs is appended to ``owned``."""
+        if len(data) <= channel.INLINE_SEND_BYTES:
+            return Message(Type.SEND, (tag, len(data)), tail=data)
+        fd = memfd(data)
+        owned.append(fd)
+        return Message(Type.SEND, (tag, len(data)), fds=(fd,))
+
+    def forget(self, pid: int) -> list[Message]:
+        """The message that drops the record of ``pid``, if there is one."""
+        record = self.records.pop(pid, None)
+        if record is None:
+            return []
+        self.commands.pop(record.token, None)
+        return [Message(Type.FORGET, (pid, 0))]
+
+    def drop(self, *tags: int) -> list[Message]:
+        """The messages that end the holding of ``tags``; 0 stands for none."""
+        messages = []
+        for tag in tags:
+            fd = self.held.pop(tag, None)
+            if fd is not None:
+                os.close(fd)
+            if tag:
+                messages.append(Message(Type.DROP, (tag, 0)))
+        return messages
+
+    def stop_relay(self, relay: int) -> list[Message]:
+        """The message that drains and ends a relay, or drops the record of one that has ended."""
+        if not relay:
+            return []
+        mode = StopMode.FORGET if relay in self.ended_relays else StopMode.DRAIN
+        return [Message(Type.RELAY_STOP, (relay, mode))]
+
+    def containers(self) -> list[state_pb2.Container]:
+        """All containers of the group."""
+        return list(self.state.containers.values())

@@ -1,0 +1,1 @@
+"""A process's standard streams: fifos, terminals and what the monitor relays between them."""
