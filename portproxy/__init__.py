@@ -1,0 +1,1 @@
+"""Forwards host ports to container addresses."""

@@ -1,0 +1,6 @@
+"""``python -m portproxy``."""
+
+from portproxy.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="portproxy")
