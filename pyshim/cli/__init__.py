@@ -1,0 +1,35 @@
+"""The ``pyshim`` command for people; nothing that containerd waits for imports it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pyshim import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="pyshim %(version)s")
+def group() -> None:
+    """Container process supervisor: a containerd shim, an init and a port proxy."""
+
+
+@group.command()
+def demo() -> None:
+    """Run a container through containerd, pyshim, pyinit and portproxy, and check each step."""
+    from pyshim.cli.demo import Failed, run
+
+    try:
+        run()
+    except Failed as error:
+        click.echo(f"demo: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("demo: interrupted; everything has been removed", err=True)
+        sys.exit(130)
+
+
+def main() -> None:
+    """The console script."""
+    group()
