@@ -13,24 +13,31 @@ from collections.abc import Sequence
 from pyshim.bootstrap import flags as command_line
 
 NAME = "containerd-shim-pyshim-v2"
+MAX_LINE_CHARS = 4096
 
 
-def main(argv: Sequence[str], launcher: socket.socket | None = None, zygote: str = "") -> int:
-    """Obeys ``argv`` (without the program's name) and returns the exit code.
+def main(argv: Sequence[str]) -> int:
+    """Obeys ``argv`` (without the program's name), prints the answer, returns the exit code."""
+    code, text = answer(argv, None, "")
+    write(2 if code else 1, text)
+    return code
+
+
+def answer(argv: Sequence[str], launcher: socket.socket | None, zygote: str) -> tuple[int, bytes]:
+    """The exit code for ``argv``, and what goes to stdout when it is 0, else to stderr.
 
     ``launcher`` is the connection to the program that containerd executed; it starts the monitor.
     ``zygote`` is the socket that the monitor is to use, when it is not the usual one.
     """
     try:
-        write(1, act(command_line.parse(argv), launcher, zygote))
+        return 0, act(command_line.parse(argv), launcher, zygote)
     except Exception as error:  # one line, whatever it is: it is shown to people
-        write(2, f"{NAME}: {describe(error)}\n".encode("utf-8", "replace"))
-        return 1
-    return 0
+        line = f"{NAME}: {describe(error)}"[:MAX_LINE_CHARS]
+        return 1, f"{line}\n".encode("utf-8", "replace")
 
 
 def act(flags: command_line.Flags, launcher: socket.socket | None, zygote: str) -> bytes:
-    """Does what is asked; the bytes for stdout, which `start` has written already."""
+    """Does what is asked; the bytes for stdout."""
     if flags.help:
         return command_line.USAGE.encode()
     if flags.version:
@@ -44,8 +51,7 @@ def act(flags: command_line.Flags, launcher: socket.socket | None, zygote: str) 
     if flags.action == "start":
         from pyshim.bootstrap import start
 
-        start.start(flags, launcher, zygote)
-        return b""
+        return start.start(flags, launcher, zygote)
     from pyshim.bootstrap import delete
 
     return delete.delete(flags)

@@ -1,6 +1,7 @@
-"""`start`: finds the shim that serves a container, or makes one, and prints its address.
+"""`start`: finds the shim that serves a container, or makes one; its address is the answer.
 
-When it fails it leaves nothing: no socket, no monitor.
+When it fails it leaves nothing: no socket, no monitor.  When it is killed and done again, the
+second finds what the first has made.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class StartError(Exception):
     """`start` cannot go on; the message says why and what to try."""
 
 
-def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> None:
-    """Prints the address of the monitor for this container, started here when there is none."""
+def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
+    """The address of the monitor for this container, which is started here when there is none."""
     bundle = os.path.abspath(flags.bundle or os.getcwd())
     group = address.group_id(flags.id, read_config(bundle))
     folder = os.environ.get("PYSHIM_SOCKET_DIR") or address.DEFAULT_FOLDER
@@ -58,13 +59,11 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> None:
         # Before the server starts, so that a cleanup after a crash can find the socket.
         write_address(bundle, answer)
         if listener is not None:
-            monitor = start_monitor(flags, bundle, group, listener, launcher, zygote)
-            undo.callback(kill, monitor)
-            raise_oom_score(monitor, caller_of(launcher))
-        os.write(1, answer.encode())
-        if listener is not None:
+            raise_oom_score(launcher)
+            start_monitor(flags, bundle, group, listener, launcher, zygote)
             listener.close()
         undo.pop_all()
+    return answer.encode()
 
 
 # --- The bundle ----------------------------------------------------------------------------------
@@ -279,30 +278,31 @@ def become_monitor(command: list[str], bundle: str, listener: int, state: int, f
     os.execv(command[0], command)
 
 
-def kill(pid: int) -> None:
-    """Ends a monitor that nobody will ever speak to."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
 # --- The OOM score -------------------------------------------------------------------------------
 
 
-def caller_of(launcher: socket.socket | None) -> int:
-    """The pid of containerd: the parent of what it executed; 0 when that is not known."""
-    if launcher is None:
-        return os.getppid()
-    credentials = launcher.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
-    pid = PEER_CREDENTIALS.unpack(credentials)[0]
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("PPid:"):
-                return int(line.split()[1])
-    return 0
+def raise_oom_score(launcher: socket.socket | None) -> None:
+    """Makes whoever starts the monitor, and by that the monitor, one point better to kill.
 
-
-def raise_oom_score(monitor: int, caller: int) -> None:
-    """Lets the kernel end the monitor before containerd; not permitted in user namespaces."""
+    The kernel shall end it before containerd, which executed us or the launcher (the Go shim's
+    rule).  Not permitted in user namespaces; then it stays as it is.
+    """
+    starter = pid_of(launcher) if launcher is not None else os.getpid()
     with contextlib.suppress(OSError, ValueError):
+        caller = parent_of(starter)
         score = int(Path(f"/proc/{caller}/oom_score_adj").read_text())
-        Path(f"/proc/{monitor}/oom_score_adj").write_text(str(min(score + 1, MAX_OOM_SCORE)))
+        Path(f"/proc/{starter}/oom_score_adj").write_text(str(min(score + 1, MAX_OOM_SCORE)))
+
+
+def pid_of(launcher: socket.socket) -> int:
+    """The pid of the launcher."""
+    credentials = launcher.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+    return int(PEER_CREDENTIALS.unpack(credentials)[0])
+
+
+def parent_of(pid: int) -> int:
+    """The parent of ``pid`` (proc(5)).  Raises OSError or ValueError."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("PPid:"):
+            return int(line.split()[1])
+    raise ValueError(f"/proc/{pid}/status has no PPid")

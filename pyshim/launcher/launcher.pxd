@@ -15,7 +15,9 @@ cdef enum:
     LAST_SIGNAL = 64
     ASCII_ZERO = 48
 
+    BEGIN_TIMEOUT_MS = 5000
     ANSWER_TIMEOUT_MS = 60000
+    ZYGOTE_ATTEMPTS = 3
     ZYGOTE_START_TIMEOUT_MS = 10000
     ZYGOTE_RETRY_MS = 5
     CONNECT_TIMEOUT_S = 10
@@ -27,21 +29,29 @@ cdef enum:
     KIND_EXIT = 3
     KIND_START_MONITOR = 4
     KIND_STARTED = 5
-    RUN_FDS = 5
+    KIND_BEGUN = 6
+    KIND_GO = 7
+    RUN_FDS = 3
     MONITOR_FDS = 3
+    HEADER_BYTES = 8
+    VALUE_BYTES = 12  # a header and a value
+    TEXT_BYTES = 65536
 
     # What became of a request to the zygote.
     NO_ANSWER = -1
+    SILENCE = -2
 
 cdef struct Datagram:
     uint32_t magic
     uint32_t kind
     int value
+    char[TEXT_BYTES] text
 
 cdef char interpreter[PATH_BYTES]
 cdef char run_folder[PATH_BYTES]
 cdef char socket_path[PATH_BYTES]
 cdef char scratch[PATH_BYTES]
+cdef Datagram answer
 cdef char buffer[BUFFER_BYTES]
 cdef size_t buffered
 cdef char line[LINE_BYTES]
@@ -67,7 +77,9 @@ cdef int run_in_zygote(int zygote, int argc, char** argv) noexcept nogil
 cdef bint send_request(int zygote, int argc, char** argv) noexcept nogil
 cdef int write_request(int argc, char** argv) noexcept nogil
 cdef int await_exit(int zygote) noexcept nogil
-cdef bint receive(int zygote, Datagram* answer, int* fds) noexcept nogil
+cdef int end_with(const char* text, size_t size) noexcept nogil
+cdef bint tell(int zygote, uint32_t kind, int value) noexcept nogil
+cdef ssize_t receive(int zygote, int* fds) noexcept nogil
 cdef bint send_datagram(int zygote, Datagram* datagram, size_t size, int* fds, size_t count) noexcept nogil
 
 cdef int start_monitor(int program, int listener, int state) noexcept nogil

@@ -1,13 +1,15 @@
 """containerd-shim-pyshim-v2: what containerd executes for `start`, `delete` and `-info`.
 
-It hands its arguments, environment, folder and standard files to the zygote, where Python is
-already running, and ends with the answer.  When there is no zygote it starts one; when that fails
-it becomes a Python interpreter itself.  The monitor is started here and not by the zygote, so that
-it has containerd's cgroup, namespaces, limits and environment.
+It hands its arguments, environment, folder and stdin to the zygote, where Python is already
+running, and ends with the answer.  When there is no zygote it starts one; when that fails it
+becomes a Python interpreter itself.  The monitor is started here and not by the zygote, so that it
+has containerd's cgroup, namespaces, limits and environment.
 
 It must never write anything but the answer or one line of error: containerd reads stdout and stderr
-as one text, until everybody has closed them.  It must never touch a Python object: Cython compiles
-this file to C without the Python runtime (types are in ``launcher.pxd``).
+as one text, until everybody has closed them; so nobody else ever gets them.  What the zygote's
+child does may be repeated, so one that is killed is followed by another.  It must never touch a
+Python object: Cython compiles this file to C without the Python runtime (types are in
+``launcher.pxd``).
 """
 
 import cython
@@ -128,12 +130,16 @@ def program_main(argc, argv):
         say(b"/interpreter; write the path of the one that has pyshim into the second of these")
         return fail()
     if find_socket_path():
-        zygote = reach_zygote()
-        if zygote >= 0:
+        for _ in range(ZYGOTE_ATTEMPTS):
+            zygote = reach_zygote()
+            if zygote < 0:
+                break
             code = run_in_zygote(zygote, argc, argv)
             close(zygote)
-            if code != NO_ANSWER:
+            if code >= 0:
                 return code
+            if code == SILENCE:
+                break
     return run_directly(argc, argv)
 
 
@@ -328,30 +334,27 @@ def start_zygote():
 
 
 def run_in_zygote(zygote, argc, argv):
-    """The exit code, or NO_ANSWER when the zygote has done nothing for us."""
+    """The exit code; NO_ANSWER when the zygote has gone, SILENCE when it does not speak."""
     if not send_request(zygote, argc, argv):
         return NO_ANSWER
     return await_exit(zygote)
 
 
 def send_request(zygote, argc, argv):
-    """Sends arguments, environment, folder and standard files."""
-    request: Datagram
-    fds: cython.int[5]
+    """Sends arguments, environment, folder and stdin."""
+    fds: cython.int[3]
     sent: cython.bint
     fds[0] = 0
-    fds[1] = 1
-    fds[2] = 2
-    fds[3] = open(b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
-    fds[4] = write_request(argc, argv)
-    request.magic = MAGIC
-    request.kind = KIND_RUN
+    fds[1] = open(b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    fds[2] = write_request(argc, argv)
+    answer.magic = MAGIC
+    answer.kind = KIND_RUN
     sent = (
-        fds[3] >= 0
-        and fds[4] >= 0
-        and send_datagram(zygote, cython.address(request), 8, fds, RUN_FDS)
+        fds[1] >= 0
+        and fds[2] >= 0
+        and send_datagram(zygote, cython.address(answer), HEADER_BYTES, fds, RUN_FDS)
     )
-    close_all(fds + 3, 2)
+    close_all(fds + 1, 2)
     return sent
 
 
@@ -385,16 +388,18 @@ def write_request(argc, argv):
 
 
 def await_exit(zygote):
-    """Serves the zygote until it says how we end."""
-    deadline: cython.longlong = now_ms() + ANSWER_TIMEOUT_MS
+    """Serves the zygote's child until it says how we end."""
+    deadline: cython.longlong = now_ms() + BEGIN_TIMEOUT_MS
     left: cython.longlong
-    answer: Datagram
+    size: cython.ssize_t
     fds: cython.int[3]
     waiting: pollfd
-    started: cython.bint = False
+    begun: cython.bint = False
     while True:
         left = deadline - now_ms()
         if left <= 0:
+            if not begun:
+                return SILENCE
             begin()
             say(b"no answer from the zygote within 60 s; end it (")
             say(socket_path)
@@ -404,27 +409,45 @@ def await_exit(zygote):
         waiting.events = POLLIN
         if poll(cython.address(waiting), 1, cython.cast(cython.int, left)) <= 0:
             continue
-        if not receive(zygote, cython.address(answer), fds):
-            break
-        if answer.kind == KIND_EXIT:
+        size = receive(zygote, fds)
+        if size == 0:
+            return NO_ANSWER
+        if answer.kind == KIND_EXIT and size >= VALUE_BYTES:
             close_all(fds, MONITOR_FDS)
-            return answer.value
-        if answer.kind == KIND_START_MONITOR and fds[2] >= 0:
-            started = True
-            answer.value = start_monitor(fds[0], fds[1], fds[2])
-            answer.kind = KIND_STARTED
-            answer.magic = MAGIC
-            send_datagram(zygote, cython.address(answer), cython.sizeof(Datagram), cython.NULL, 0)
+            return end_with(answer.text, size - VALUE_BYTES)
+        if answer.kind == KIND_BEGUN:
+            # It does nothing before this word: one that wakes up late, when we have done without
+            # it, finds that we have gone.
+            begun = tell(zygote, KIND_GO, 0)
+            deadline = now_ms() + ANSWER_TIMEOUT_MS
+        elif answer.kind == KIND_START_MONITOR and fds[2] >= 0:
+            tell(zygote, KIND_STARTED, start_monitor(fds[0], fds[1], fds[2]))
         close_all(fds, MONITOR_FDS)
-    if not started:
-        return NO_ANSWER
-    begin()
-    say(b"the zygote ended while it was starting a monitor; try again")
-    return fail()
 
 
-def receive(zygote, answer, fds):
-    """One datagram of the zygote and up to three descriptors (else -1); false at the end."""
+def end_with(text, size):
+    """Prints the answer, or the line of a failure; the exit code that goes with it."""
+    done: cython.ssize_t
+    while size > 0:
+        done = write(1 if answer.value == 0 else 2, text, size)
+        if done <= 0 and errno != EINTR:
+            return 1
+        if done > 0:
+            text += done
+            size -= done
+    return answer.value & 0xFF
+
+
+def tell(zygote, kind, value):
+    """Sends a datagram of a kind and a value."""
+    answer.magic = MAGIC
+    answer.kind = kind
+    answer.value = value
+    return send_datagram(zygote, cython.address(answer), VALUE_BYTES, cython.NULL, 0)
+
+
+def receive(zygote, fds):
+    """One datagram into ``answer``, up to three descriptors (else -1); its size, 0 at the end."""
     message: msghdr
     part: iovec
     control: cython.char[128]
@@ -435,7 +458,7 @@ def receive(zygote, answer, fds):
     for at in range(MONITOR_FDS):
         fds[at] = -1
     memset(cython.address(message), 0, cython.sizeof(msghdr))
-    part.iov_base = answer
+    part.iov_base = cython.address(answer)
     part.iov_len = cython.sizeof(Datagram)
     message.msg_iov = cython.address(part)
     message.msg_iovlen = 1
@@ -446,18 +469,18 @@ def receive(zygote, answer, fds):
         size = recvmsg(zygote, cython.address(message), MSG_CMSG_CLOEXEC)
         if size >= 0 or errno != EINTR:
             break
-    if size < 8:
-        return False
+    if size < HEADER_BYTES:
+        return 0
     head = CMSG_FIRSTHDR(cython.address(message))
     while head != cython.NULL:
         if head.cmsg_level == SOL_SOCKET and head.cmsg_type == SCM_RIGHTS:
             count = head.cmsg_len - CMSG_LEN(0)
             memcpy(fds, CMSG_DATA(head), count)
         head = CMSG_NXTHDR(cython.address(message), head)
-    if answer.magic != MAGIC or (answer.kind == KIND_EXIT and size < 12):
+    if answer.magic != MAGIC:
         close_all(fds, MONITOR_FDS)
-        return False
-    return True
+        return 0
+    return size
 
 
 def send_datagram(zygote, datagram, size, fds, count):

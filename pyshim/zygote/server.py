@@ -29,6 +29,8 @@ from pyshim.zygote import address
 KIND_ACTIVATE = 1
 KIND_RUN = 2
 KIND_EXIT = 3
+KIND_BEGUN = 6
+KIND_GO = 7
 
 # What children need; a module that is not there yet costs its child an import error, not us.
 WARM_MODULES = (
@@ -235,7 +237,7 @@ def answer(connection: socket.socket, path: str) -> int:
     if magic == channel.ZYGOTE_MAGIC and kind == KIND_ACTIVATE and len(fds) == 1:
         connection.close()
         return activate(fds[0])
-    if magic == channel.ZYGOTE_MAGIC and kind == KIND_RUN and len(fds) == 5:
+    if magic == channel.ZYGOTE_MAGIC and kind == KIND_RUN and len(fds) == 3:
         return run_for(connection, fds, path)
     return 1
 
@@ -248,11 +250,19 @@ def activate(fd: int) -> int:
 
 
 def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
-    """Becomes what the launcher was asked to be, and tells it how to end."""
-    *standard, folder, program = fds
-    for target, fd in enumerate(standard):
-        os.dup2(fd, target)
-        os.close(fd)
+    """Becomes what the launcher was asked to be, and gives it the answer to print.
+
+    Nothing is done before the launcher's word: one that has waited too long does it without us.
+    """
+    launcher.send(HEADER.pack(channel.ZYGOTE_MAGIC, KIND_BEGUN))
+    launcher.settimeout(REQUEST_TIMEOUT_S)
+    word = launcher.recv(EXIT.size)
+    launcher.settimeout(None)
+    if word[: HEADER.size] != HEADER.pack(channel.ZYGOTE_MAGIC, KIND_GO):
+        return 1
+    standard_input, folder, program = fds
+    os.dup2(standard_input, 0)
+    os.close(standard_input)
     os.fchdir(folder)
     os.close(folder)
     with open(program, "rb") as file:
@@ -260,10 +270,7 @@ def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
         _, argv, env = channel.decode_program(file.read())
     os.environ.clear()
     os.environ.update(env)
-    code = int(importlib.import_module("pyshim.bootstrap").main(argv[1:], launcher, path))
-    # Before the answer: the launcher's caller must not find its pipe open after the launcher's end.
-    null = os.open(os.devnull, os.O_RDWR)
-    for target in range(3):
-        os.dup2(null, target)
-    launcher.send(EXIT.pack(channel.ZYGOTE_MAGIC, KIND_EXIT, code))
-    return code
+    bootstrap = importlib.import_module("pyshim.bootstrap")
+    code, text = bootstrap.answer(argv[1:], launcher, path)
+    launcher.send(EXIT.pack(channel.ZYGOTE_MAGIC, KIND_EXIT, code) + text)
+    return int(code)

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -238,6 +239,14 @@ def test_without_a_zygote(host: Host) -> None:
 # --- start ---------------------------------------------------------------------------------------
 
 
+def children_of(parent: int) -> list[int]:
+    """The pids of the children of ``parent`` (proc(5))."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+        return [int(pid) for pid in text.split()]
+    return []
+
+
 def connect(path: Path) -> None:
     """Connects once."""
     with socket.socket(socket.AF_UNIX) as client:
@@ -310,13 +319,22 @@ def test_a_dead_socket_is_replaced(host: Host) -> None:
     connect(path)
 
 
+def environment_with(monitor: str, folder: Path) -> Path:
+    """The interpreter of an environment like ours, whose monitor is ``monitor``."""
+    ours = Path(PYTHON).parent
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").write_text((ours.parent / "pyvenv.cfg").read_text())
+    (folder / "lib").symlink_to(ours.parent / "lib")
+    (folder / "bin/python3").symlink_to(Path(PYTHON).resolve())
+    (folder / "bin" / MONITOR).write_text(monitor)
+    (folder / "bin" / MONITOR).chmod(0o755)
+    return folder / "bin/python3"
+
+
 def test_a_monitor_that_cannot_be_executed_leaves_nothing(host: Host) -> None:
-    if (Path(PYTHON).parent / MONITOR).exists():
-        pytest.skip("the monitor beside the interpreter is found first")
-    (host.bin / MONITOR).unlink()
-    (host.bin / MONITOR).write_text("no program\n")
-    (host.bin / MONITOR).chmod(0o755)
-    assert MONITOR in refused(host.act("start", host.bundle("b")))
+    python = environment_with("no program\n", host.home / "environment")
+    text = refused(host.act("start", host.bundle("b"), PYSHIM_PYTHON=str(python)))
+    assert str(python.parent / MONITOR) in text
     assert not list(host.sockets.iterdir())
 
 
@@ -399,6 +417,60 @@ def test_a_zygote_is_started_from_python_too(host: Host, monkeypatch: pytest.Mon
         "/dev/null",
         f"{path}.lock",
     }
+
+
+def test_killed_children_of_the_zygote_cost_nothing(host: Host) -> None:
+    """Whatever is killed while it answers a launcher is done again, and only once in effect."""
+    host.run("-info")
+    zygote = host.one_zygote()
+    done = threading.Event()
+    killed = 0
+
+    def killer() -> None:
+        nonlocal killed
+        pause_s = 0.001
+        while not done.wait(pause_s):
+            pause_s = 0.001 + (pause_s * 7919) % 0.017
+            for pid in children_of(zygote):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        for number in range(40):
+            bundle = host.bundle(f"b{number}")
+            name = f"c{number}"
+            path = host.start(bundle, name)
+            connect(path)
+            (monitor,) = [pid for pid, line in host.monitors().items() if MONITOR in line]
+            answer = host.act("delete", bundle, name)
+            assert (answer.returncode, answer.stderr) == (0, b"")
+            assert task_pb2.DeleteResponse.FromString(answer.stdout).exit_status == 137
+            os.kill(monitor, signal.SIGKILL)
+            eventually(lambda: not host.monitors(), "the monitor has ended")
+    finally:
+        done.set()
+        thread.join(BOUND_S)
+    assert killed >= 10
+
+
+def test_a_stopped_zygote_is_done_without(host: Host) -> None:
+    host.run("-info")
+    zygote = host.one_zygote()
+    os.kill(zygote, signal.SIGSTOP)
+    try:
+        bundle = host.bundle("b")
+        path = host.start(bundle)
+        (monitor,) = host.monitors()
+        connect(path)
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    eventually(lambda: host.one_zygote() == zygote, "what it was asked has ended")
+    assert set(host.monitors()) == {monitor}
+    assert path.is_socket()
+    connect(path)
 
 
 def test_nobody_else_may_reach_the_zygote(host: Host) -> None:
