@@ -122,7 +122,7 @@ class Event(_message.Message):
     def __init__(self, number: _Optional[int] = ..., envelope: _Optional[bytes] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures")
+    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures", "socket_inode")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +155,7 @@ class State(_message.Message):
     CONTAINERS_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_INODE_FIELD_NUMBER: _ClassVar[int]
     version: int
     namespace: str
     id: str
@@ -173,4 +174,5 @@ class State(_message.Message):
     containers: _containers.MessageMap[str, Container]
     outbox: _containers.RepeatedCompositeFieldContainer[Event]
     publish_failures: int
-    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ...) -> None: ...
+    socket_inode: int
+    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ..., socket_inode: _Optional[int] = ...) -> None: ...

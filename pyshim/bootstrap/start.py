@@ -196,6 +196,7 @@ def first_state(flags: Flags, bundle: str, group: str, path: str) -> bytes:
         publish_binary=flags.publish_binary,
         debug=flags.debug,
         socket=path,
+        socket_inode=os.stat(path).st_ino,
         env=environment,
     )
     return state.SerializeToString()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from google.protobuf.message import Message as Protobuf
 
@@ -71,9 +70,12 @@ class Publisher:
             self.store.state.publish_failures = 0
         except (OSError, asyncio.TimeoutError, EOFError):
             self.store.state.publish_failures = failures + 1
+            asyncio.get_running_loop().call_later(self.retry_ms() / 1000, self.wake)
         finally:
             self._task = None
-            self.store.notify()
+        if self.store.state.publish_failures != failures:
+            self.store.commit()  # the next service must not begin with the shortest pause again
+        self.store.notify()
 
     async def _deliver(self) -> None:
         path = self.store.state.ttrpc_address.removeprefix("unix://")
@@ -120,6 +122,3 @@ class Publisher:
                         # containerd has seen it and will never like it: trying again is useless.
                         return
                     return
-
-
-Queue = Callable[[str, Protobuf], None]

@@ -7,6 +7,8 @@ import os
 
 from pyshim.api import state_pb2
 
+INIT_PID_FILE = "init.pid"
+
 
 def global_flags(container: state_pb2.Container) -> list[str]:
     """The runtime's binary and the flags that precede every sub-command."""
@@ -19,11 +21,9 @@ def global_flags(container: state_pb2.Container) -> list[str]:
 
 def create(container: state_pb2.Container) -> list[str]:
     """``create`` for the container's init."""
-    pid_file = os.path.join(container.bundle, "init.pid")
+    pid_file = os.path.join(container.bundle, INIT_PID_FILE)
     command = [*global_flags(container), "create", "--bundle", container.bundle]
-    command += ["--pid-file", pid_file]
-    if container.init.console_path:
-        command += ["--console-socket", container.init.console_path]
+    command += ["--pid-file", pid_file, *console_flags(container.init)]
     if container.no_pivot_root:
         command.append("--no-pivot")
     if container.no_new_keyring:
@@ -50,9 +50,15 @@ def execute(container: state_pb2.Container, process: state_pb2.Process) -> list[
     """``exec --detach`` of a registered exec; its spec is read from ``exec_spec_path``."""
     pid_file = exec_pid_path(container, process)
     command = [*global_flags(container), "exec", "--process", exec_spec_path(container, process)]
-    if process.console_path:
-        command += ["--console-socket", process.console_path]
+    command += console_flags(process)
     return [*command, "--detach", "--pid-file", pid_file, container.id]
+
+
+def console_flags(process: state_pb2.Process) -> list[str]:
+    """Where the runtime, which runs in the bundle, is to deliver the terminal."""
+    if not process.console_path:
+        return []
+    return ["--console-socket", os.path.basename(process.console_path)]
 
 
 def exec_pid_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
@@ -69,6 +75,12 @@ def read_pid(path: str) -> int:
     """The pid in a pid file.  Raises OSError or ValueError."""
     with open(path, encoding="ascii") as file:
         return int(file.read())
+
+
+def failure(container: state_pb2.Container, action: str, status: int) -> str:
+    """The Go shim's text for a runtime command that has ended with ``status``."""
+    text = last_error(container) or f"the runtime ended with status {status}"
+    return f"OCI runtime {action} failed: {text}"
 
 
 def last_error(container: state_pb2.Container) -> str:

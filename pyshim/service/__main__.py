@@ -8,6 +8,9 @@ CHANNEL_FD = 3
 
 if __name__ == "__main__":
     from pyshim.service.activation import main
+    from pyshim.zygote import address
 
     os.set_inheritable(CHANNEL_FD, False)
-    sys.exit(main(socket.socket(fileno=CHANNEL_FD)))
+    code = main(socket.socket(fileno=CHANNEL_FD))
+    address.ensure()  # the next one is forked again
+    sys.exit(code)

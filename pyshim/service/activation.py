@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import os
 import socket
 import sys
+from typing import Any
 
 import uvloop
 
@@ -47,14 +47,24 @@ class Activation:
 
     async def run(self) -> None:
         """Serves until parked, or until the monitor has gone."""
+        asyncio.get_running_loop().set_exception_handler(self._failed)
         self.store.link.open()
-        await asyncio.wait_for(self.ready.wait(), DUMP_TIMEOUT_S)
-        if self.ended.is_set():
+        ended = asyncio.create_task(self.ended.wait())
+        ready = asyncio.create_task(self.ready.wait())
+        await asyncio.wait(
+            {ready, ended}, timeout=DUMP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not self.ready.is_set():
             return
         self._take_over()
         parking = asyncio.create_task(self._park_when_idle())
-        ended = asyncio.create_task(self.ended.wait())
         await asyncio.wait({parking, ended}, return_when=asyncio.FIRST_COMPLETED)
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback that could not send or receive leaves us behind the state: another goes on."""
+        loop.default_exception_handler(context)
+        if isinstance(context.get("exception"), (OSError, channel.ChannelError)):
+            self.ended.set()
 
     # -- what comes from the monitor -----------------------------------------------------------
 
@@ -67,6 +77,7 @@ class Activation:
             self.ready.set()
         elif message.type is Type.RANG:
             self.publisher.wake()
+            self.server.expire()
         else:
             self.store.received(message)
             if self.ready.is_set():
@@ -136,6 +147,7 @@ class Activation:
             if container.created:
                 exits.settle(self.task, container)
         self.publisher.wake()
+        self.server.expire()
 
     def _processes(self) -> list[state_pb2.Process]:
         found = []
@@ -188,7 +200,8 @@ class Activation:
     async def _park(self) -> bool:
         sequence, reply = self.store.link.expect()
         seen = self.store.link.events_seen
-        messages = [Message(Type.ALARM, (self.publisher.retry_ms(), 0))]
+        due = [ms for ms in (self.publisher.retry_ms(), self.server.next_expiry_ms()) if ms]
+        messages = [Message(Type.ALARM, (min(due, default=0), 0))]
         messages.append(Message(Type.PARK, (seen,), sequence=sequence))
         self.store.link.send(messages)
         error, _ = await asyncio.wait_for(reply, DUMP_TIMEOUT_S)
@@ -214,11 +227,10 @@ def join_mounts_of(pid: int) -> None:
 
 def main(sock: socket.socket) -> int:
     """Serves over the channel ``sock`` until parked; returns the exit code."""
-    gc.disable()
-    with_runner = uvloop.new_event_loop()
-    asyncio.set_event_loop(with_runner)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
     try:
-        with_runner.run_until_complete(Activation(sock).run())
+        loop.run_until_complete(Activation(sock).run())
     except (OSError, asyncio.TimeoutError, channel.ChannelError) as error:
         print(f"pyshim service: {error}", file=sys.stderr)
         return 1

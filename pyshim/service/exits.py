@@ -7,10 +7,6 @@ it does what has become due.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import struct
-import termios
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
@@ -18,14 +14,13 @@ from pyshim.monitor.channel import Message
 from pyshim.service import states
 from pyshim.service.states import Status
 from pyshim.service.store import Store
-from pyshim.stdio import streams as stdio
+from pyshim.stdio import streams, terminal
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
 
 # A grandchild may hold a stream open for ever; after this long Delete takes what is there.
 DRAIN_TIMEOUT_S = 2
-TASK_CALLS = ("Wait",)
 
 
 def over(store: Store, container: state_pb2.Container) -> bool:
@@ -77,7 +72,7 @@ def answer_waits(task: Task, container: str, process: state_pb2.Process) -> None
     if process.exited_seconds:
         reply.exited_at.seconds = process.exited_seconds
         reply.exited_at.nanos = process.exited_nanos
-    for call in [call for call in task.store.state.calls if call.method in TASK_CALLS]:
+    for call in [call for call in task.store.state.calls if call.method == "Wait"]:
         request = task_pb2.WaitRequest.FromString(call.payload)
         if (request.id, request.exec_id) == (container, process.id):
             task.server.answer(call, reply.SerializeToString())
@@ -88,7 +83,7 @@ async def drained(task: Task, process: state_pb2.Process) -> None:
     if process.failed:
         return
     relays = set(process.relays)
-    await task.until(lambda: relays <= task.store.ended_relays, DRAIN_TIMEOUT_S)
+    await task.store.until(lambda: relays <= task.store.ended_relays, DRAIN_TIMEOUT_S)
 
 
 def release(store: Store, process: state_pb2.Process) -> list[Message]:
@@ -97,45 +92,9 @@ def release(store: Store, process: state_pb2.Process) -> list[Message]:
     for relay in [*process.relays, process.stdin_relay]:
         messages += store.stop_relay(relay)
         store.released_relays.add(relay)
-    console = store.parents.pop(process.console_tag, 0)
-    messages += store.drop(process.keeper_tag, process.console_tag, process.master_tag, console)
-    stdio.remove_console(process)
+    messages += store.drop(process.keeper_tag, process.master_tag)
+    messages += terminal.forget_console(store, process)
     if process.pid:
         messages += store.forget(process.pid)
-    del process.relays[:]
-    process.stdin_relay = process.keeper_tag = process.console_tag = process.master_tag = 0
+    streams.clear(process)
     return messages
-
-
-def cgroup_pids(pid: int) -> list[int]:
-    """All pids in the cgroup of ``pid`` and below it; empty when there is none (cgroups(7))."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
-            lines = [line.rstrip("\n").split(":", 2) for line in file]
-    except OSError:
-        return []
-    for _, controllers, path in lines:
-        for name in controllers.split(","):
-            if name in {"pids", "devices", "memory", ""}:
-                base = os.path.join("/sys/fs/cgroup", name, path.lstrip("/"))
-                found = _read_pids(base) if path.strip("/") else []
-                if found:
-                    return sorted(found)
-    return []
-
-
-def _read_pids(base: str) -> list[int]:
-    found: list[int] = []
-    for folder, _, files in os.walk(base):
-        if "cgroup.procs" in files:
-            try:
-                with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
-                    found += [int(line) for line in file]
-            except OSError:
-                continue
-    return found
-
-
-def set_size(terminal: int, width: int, height: int) -> None:
-    """Sets a terminal's size in characters (TIOCSWINSZ, ioctl_tty(2)).  Raises OSError."""
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))

@@ -12,6 +12,8 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
+from google.protobuf.message import DecodeError
+
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import Message, Type
 from pyshim.service.store import Store
@@ -47,11 +49,14 @@ class Server:
         self._watch(tag)
 
     def resume(self) -> None:
-        """Runs the requests that an earlier service left."""
+        """Runs the requests that an earlier service left, also those whose client has gone.
+
+        Only waits end with their client: what changes something has to be brought to its end.
+        """
         for call in list(self.store.state.calls):
             if (call.tag, call.stream) in self.running:
                 continue
-            if call.tag in self._sockets:
+            if call.tag in self._sockets or call.method != "Wait":
                 self._run(call)
             else:
                 self._remove(call)
@@ -78,6 +83,7 @@ class Server:
     def _take(self, tag: int, data: bytes) -> None:
         reader = self._readers[tag]
         calls: list[state_pb2.Call] = []
+        refusals = bytearray()
         owned: list[int] = []
         sequence, consumed = self.store.link.expect()
         messages = [Message(Type.CONSUME, (tag, len(data)), sequence=sequence)]
@@ -85,11 +91,12 @@ class Server:
             try:
                 call = self._request(tag, frame)
             except StatusError as error:
-                reply = codec.encode_error(frame.stream, error)
-                messages.append(self.store.send(tag, reply, owned))
+                refusals += codec.encode_error(frame.stream, error)
                 continue
             if call is not None:
                 calls.append(call)
+        if refusals:
+            messages.append(self.store.send(tag, bytes(refusals), owned))
         self._remember(tag, reader)
         self.store.commit(*messages, owned=owned)
         consumed.add_done_callback(lambda _: self._watch(tag))
@@ -129,15 +136,39 @@ class Server:
 
     def _run(self, call: state_pb2.Call) -> None:
         key = (call.tag, call.stream)
-        task = asyncio.get_running_loop().create_task(self._guard(call))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._guard(call))
         self.running[key] = task
+        if call.method == "Wait" and call.deadline_ns:
+            loop.call_later(self._left_ms(call) / 1000, self.expire)
         task.add_done_callback(lambda _: self.running.pop(key, None))
+
+    def expire(self) -> None:
+        """Ends the waits whose time is over.
+
+        The other calls have bounds of their own: half of what they do is no answer to anybody.
+        """
+        for call in [c for c in self.store.state.calls if c.deadline_ns and c.method == "Wait"]:
+            if self._left_ms(call) == 0:
+                self.fail(call, StatusError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
+
+    def next_expiry_ms(self) -> int:
+        """How long until the first wait is to end, at least 1; 0 when none has a deadline."""
+        calls = self.store.state.calls
+        left = [self._left_ms(c) for c in calls if c.deadline_ns and c.method == "Wait"]
+        return max(1, min(left)) if left else 0
+
+    def _left_ms(self, call: state_pb2.Call) -> int:
+        return max(0, -(-(call.deadline_ns - time.time_ns()) // 1_000_000))
 
     async def _guard(self, call: state_pb2.Call) -> None:
         try:
             await self._handler(call)
         except StatusError as error:
             self.fail(call, error)
+        except DecodeError:
+            text = f"{call.method}: the payload is no such request"
+            self.fail(call, StatusError(Code.INVALID_ARGUMENT, text))
         except OSError as error:
             self.fail(call, StatusError(Code.UNKNOWN, f"{call.method}: {error}"))
         except Exception as error:
@@ -179,10 +210,9 @@ class Server:
 
     def _closed(self, tag: int) -> None:
         """The peer has gone: its waits end, what changes something goes on."""
-        self._sockets.pop(tag).detach()
-        reader = self._readers.pop(tag)
-        reader = framing.FrameReader()
-        self._remember(tag, reader)
+        self._sockets.pop(tag).close()
+        del self._readers[tag]
+        self._remember(tag, framing.FrameReader())
         for call in [c for c in self.store.state.calls if c.tag == tag and c.method == "Wait"]:
             self._remove(call)
         self.store.commit(*self.store.drop(tag))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
@@ -80,6 +81,15 @@ class Store:
     async def _wake(self) -> None:
         async with self.changed:
             self.changed.notify_all()
+
+    async def until(self, true: Callable[[], bool], timeout_s: float) -> bool:
+        """Waits until ``true()``; says whether it became so within ``timeout_s``."""
+        async with self.changed:
+            try:
+                await asyncio.wait_for(self.changed.wait_for(true), timeout_s)
+            except asyncio.TimeoutError:
+                return False
+        return True
 
     # -- transactions --------------------------------------------------------------------------
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 import stat
-import tempfile
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
-from pyshim.monitor.channel import HoldFlag, Message, Type
+from pyshim.monitor.channel import Message, Type
 from pyshim.service.store import Store
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -51,23 +49,24 @@ async def pipes(store: Store, process: state_pb2.Process) -> Streams:
 
     Changes ``process`` (relays, keeper).  Raises StatusError or OSError, with nothing left open.
     """
+    clear(process)  # what a service noted that was killed before it could begin
     streams = Streams()
     try:
-        await _output(store, process, streams)
+        await _open_all(store, process, streams)
     except BaseException:
         streams.close()
         raise
     return streams
 
 
-async def _output(store: Store, process: state_pb2.Process, streams: Streams) -> None:
+async def _open_all(store: Store, process: state_pb2.Process, streams: Streams) -> None:
     null = streams.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     streams.child = [null, null, null]
     if process.stdin:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         streams.child[0] = streams.own(reader)
         streams.own(writer)
-        _stdin(store, process, streams, writer)
+        open_stdin(store, process, streams, writer)
     shared: int | None = None
     for number, path in ((1, process.stdout), (2, process.stderr)):
         if not path:
@@ -84,7 +83,8 @@ async def _output(store: Store, process: state_pb2.Process, streams: Streams) ->
         streams.messages.append(Message(Type.RELAY, (relay, 0), (reader, target)))
 
 
-def _stdin(store: Store, process: state_pb2.Process, streams: Streams, target: int) -> None:
+def open_stdin(store: Store, process: state_pb2.Process, streams: Streams, target: int) -> None:
+    """A relay from the stdin fifo to ``target``.  Changes ``process``.  Raises OSError."""
     path = fifo_path(process.stdin)
     source = streams.own(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     # Holds the fifo open for writing, so that a client that detaches is not an end of file.
@@ -138,72 +138,7 @@ def fifo_path(uri: str) -> str:
     return parts.path
 
 
-def console(store: Store, process: state_pb2.Process) -> Streams:
-    """A listening socket on which the runtime will deliver the terminal.
-
-    The monitor accepts on it, so that the terminal is not lost with a service.  Changes
-    ``process``.  Raises OSError.
-    """
-    streams = Streams()
-    folder = tempfile.mkdtemp(prefix="pyshim-pty", dir="/tmp")
-    process.console_path = os.path.join(folder, "s")
-    process.console_tag = store.new_tag()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.bind(process.console_path)
-    os.chmod(process.console_path, 0o600)
-    listener.listen(1)
-    fd = streams.own(listener.detach())
-    streams.messages.append(Message(Type.HOLD, (process.console_tag, HoldFlag.ACCEPT), (fd,)))
-    return streams
-
-
-def peek_terminal(connection: int) -> int:
-    """The terminal that waits in ``connection``; it is left there for the next service.
-
-    Returns the descriptor, or -1 when it has not come yet.  Raises OSError.
-    """
-    sock = socket.socket(fileno=os.dup(connection))
-    with sock:
-        flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        try:
-            _, fds, _, _ = socket.recv_fds(sock, 4096, 1, flags)
-        except BlockingIOError:
-            return -1
-    return fds[0] if fds else -1
-
-
-async def terminal(store: Store, process: state_pb2.Process, master: int) -> Streams:
-    """Relays between the terminal ``master`` (now owned) and the process's fifos.
-
-    Changes ``process``.  Raises StatusError or OSError, with nothing left open.
-    """
-    streams = Streams()
-    streams.own(master)
-    try:
-        process.master_tag = store.new_tag()
-        if process.stdin:
-            _stdin(store, process, streams, master)
-        if process.stdout:
-            target = await open_output(process.stdout, streams)
-            relay = store.new_relay()
-            process.relays.append(relay)
-            streams.messages.append(Message(Type.RELAY, (relay, 0), (master, target)))
-        streams.messages.append(Message(Type.HOLD, (process.master_tag, 0), (master,)))
-    except BaseException:
-        streams.close()
-        raise
-    return streams
-
-
-def remove_console(process: state_pb2.Process) -> None:
-    """Removes the console socket's directory, if there is one."""
-    if process.console_path:
-        for remove, path in (
-            (os.unlink, process.console_path),
-            (os.rmdir, os.path.dirname(process.console_path)),
-        ):
-            try:
-                remove(path)
-            except FileNotFoundError:
-                continue
-        process.console_path = ""
+def clear(process: state_pb2.Process) -> None:
+    """Forgets which streams a process has, in the state."""
+    del process.relays[:]
+    process.stdin_relay = process.keeper_tag = process.console_tag = process.master_tag = 0

@@ -110,6 +110,11 @@ class Host:
         found = processes_of(self.home)
         return {pid: line for pid, line in found.items() if "pyshim.zygote" not in line}
 
+    def named(self, program: str) -> list[int]:
+        """The processes that execute ``program``."""
+        found = self.monitors()
+        return [pid for pid, line in found.items() if line.split(" ")[0].endswith(program)]
+
     def end(self) -> None:
         """Ends everything, by pid, until nothing is left."""
 
@@ -444,7 +449,9 @@ def test_killed_children_of_the_zygote_cost_nothing(host: Host) -> None:
             name = f"c{number}"
             path = host.start(bundle, name)
             connect(path)
-            (monitor,) = [pid for pid, line in host.monitors().items() if MONITOR in line]
+            # A service that the monitor executes has its command line until it is one.
+            eventually(lambda: len(host.named(MONITOR)) == 1, "there is one monitor")
+            (monitor,) = host.named(MONITOR)
             answer = host.act("delete", bundle, name)
             assert (answer.returncode, answer.stderr) == (0, b"")
             assert task_pb2.DeleteResponse.FromString(answer.stdout).exit_status == 137

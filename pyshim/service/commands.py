@@ -1,0 +1,120 @@
+"""Runs the runtime commands of calls, through the monitor.
+
+A command is spawned by the transaction that notes its token in the call; whoever serves when it
+ends finds it by that token.  So none is lost with a service, and none runs twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Sequence
+
+from pyshim.api import state_pb2
+from pyshim.monitor import channel
+from pyshim.monitor.channel import Message, Type
+from pyshim.service.link import memfd
+from pyshim.service.store import Record, Store
+from pyshim.stdio.streams import Streams
+from pyshim.ttrpc.status import Code, StatusError
+
+# A runtime command that has not ended by then is taken for hung.
+COMMAND_TIMEOUT_S = 120
+REPLY_TIMEOUT_S = 30
+
+Spawned = asyncio.Future[tuple[int, int]]
+
+
+def spawn(
+    store: Store,
+    call: state_pb2.Call,
+    argv: Sequence[str],
+    cwd: str,
+    streams: Streams | None = None,
+) -> Spawned:
+    """Begins the command of ``call``, which takes over everything in ``streams``.
+
+    Commits the state.  The future is for ``outcome``.  Raises OSError.
+    """
+    streams = streams or Streams()
+    call.token = store.new_number()
+    sequence, reply = store.link.expect()
+    fields = (call.token, channel.SPAWN_DIE_WITH_MONITOR, 0)
+    program = channel.encode_program(cwd, argv, dict(store.state.env))
+    fd = streams.own(memfd(program))
+    message = Message(Type.SPAWN, fields, (fd, *streams.child), sequence)
+    owned, streams.owned = streams.owned, []
+    store.commit(*streams.messages, message, owned=owned)
+    return reply
+
+
+async def outcome(store: Store, call: state_pb2.Call, spawned: Spawned | None) -> int:
+    """The exit status of the command of ``call``; ``spawned`` is None after a change of service.
+
+    Raises StatusError when it never ran, or has not ended within the bound and was killed.
+    """
+    if spawned is not None:
+        error, pid = await _reply(spawned)
+        if error:
+            text = f"cannot run the OCI runtime: {os.strerror(error)}; is it on PATH?"
+            raise StatusError(Code.UNKNOWN, text)
+        store.commands[call.token] = pid
+    elif call.token not in store.commands:
+        raise StatusError(Code.UNAVAILABLE, "the OCI runtime did not start; try again")
+    pid = store.commands[call.token]
+    record = await exited(store, pid, COMMAND_TIMEOUT_S)
+    if record is None:
+        store.commit(Message(Type.KILL, (pid, signal.SIGKILL), sequence=store.link.expect()[0]))
+        text = f"the OCI runtime did not end within {COMMAND_TIMEOUT_S} s and was killed"
+        raise StatusError(Code.DEADLINE_EXCEEDED, text)
+    return record.exit_status
+
+
+async def exited(store: Store, pid: int, timeout_s: float) -> Record | None:
+    """The record of ``pid`` once it has exited; None at the bound."""
+
+    def ended() -> bool:
+        return pid in store.records and store.records[pid].exited
+
+    return store.records[pid] if await store.until(ended, timeout_s) else None
+
+
+async def track(store: Store, pid: int) -> None:
+    """Claims ``pid``, so that its exit is reported even if it is over already.
+
+    Raises StatusError when the monitor knows nothing of it: then there is nobody to supervise.
+    """
+    error = await ask(store, Type.TRACK, pid, 0)
+    if error:
+        text = f"process {pid}, which the OCI runtime started, has gone without a trace"
+        raise StatusError(Code.UNKNOWN, f"{text}: {os.strerror(error)}")
+
+
+async def kill(store: Store, pid: int, number: int) -> None:
+    """Signals a tracked process; raises StatusError NOT_FOUND when it has ended.
+
+    The monitor is its parent and sends nothing to what it has reaped, so no other process that got
+    the same pid can be hit.
+    """
+    error = await ask(store, Type.KILL, pid, number)
+    if error == errno.ESRCH:
+        raise StatusError(Code.NOT_FOUND, "process already finished")
+    if error:
+        raise StatusError(Code.UNKNOWN, f"signal {number}: {os.strerror(error)}")
+
+
+async def ask(store: Store, kind: Type, *fields: int) -> int:
+    """Commits the state with a request to the monitor; the errno of its reply."""
+    sequence, reply = store.link.expect()
+    store.commit(Message(kind, fields, sequence=sequence))
+    return (await _reply(reply))[0]
+
+
+async def _reply(future: Spawned) -> tuple[int, int]:
+    try:
+        return await asyncio.wait_for(future, REPLY_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        text = f"the monitor has not answered within {REPLY_TIMEOUT_S} s"
+        raise StatusError(Code.UNAVAILABLE, text) from None

@@ -1,0 +1,150 @@
+"""Create: a container's record, its mounts and streams, and the runtime's ``create``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from pyshim.api import events_pb2, options_pb2, state_pb2, task_pb2
+from pyshim.runtime import command, mounts
+from pyshim.service import commands, exits, states
+from pyshim.stdio import streams, terminal
+from pyshim.ttrpc.status import Code, StatusError
+
+if TYPE_CHECKING:
+    from pyshim.service.task import Task
+
+DEFAULT_ROOT = "/run/containerd/runc"
+
+
+async def create(task: Task, call: state_pb2.Call) -> None:
+    """The call Create: afterwards the container's init waits for Start.
+
+    A failure has the text of the Go shim and leaves no mount, stream or record.
+    """
+    store = task.store
+    request = task_pb2.CreateTaskRequest.FromString(call.payload)
+    spawned = None
+    if not call.token:
+        spawned = await _begin(task, call, request)
+    container = store.state.containers[request.id]
+    try:
+        status = await commands.outcome(store, call, spawned)
+        if status:
+            raise StatusError(Code.UNKNOWN, command.failure(container, "create", status))
+        await terminal.connect(store, container.init)
+        pid = command.read_pid(os.path.join(container.bundle, command.INIT_PID_FILE))
+        await commands.track(store, pid)
+    except (StatusError, OSError, ValueError) as error:
+        _undo(task, call, container, error)
+        return
+    container.init.pid = pid
+    container.created = True
+    states.register(container.init)
+    messages = terminal.forget_console(store, container.init)
+    task.publisher.queue("/tasks/create", _event(request, pid))
+    reply = task_pb2.CreateTaskResponse(pid=pid).SerializeToString()
+    task.server.answer(call, reply, *messages)
+    exits.settle(task, container)
+
+
+async def _begin(
+    task: Task, call: state_pb2.Call, request: task_pb2.CreateTaskRequest
+) -> commands.Spawned:
+    """Nothing of a container is in the state before its command is."""
+    store = task.store
+    if request.id in store.state.containers or request.id in task.beginning:
+        raise StatusError(Code.ALREADY_EXISTS, f"container {request.id!r} already exists")
+    if request.checkpoint:
+        raise StatusError(Code.UNIMPLEMENTED, "restore from a checkpoint")
+    task.beginning.add(request.id)
+    container = _record(request, store.state.namespace)
+    try:
+        _write_hints(container)
+        if request.rootfs:
+            mounts.unmount_all(_rootfs(container))  # by a service that was killed here
+            mounts.mount_all(request.rootfs, _rootfs(container))
+            container.mounted = True
+        if request.terminal:
+            opened = terminal.console(store, container.bundle, container.init)
+        else:
+            opened = await streams.pipes(store, container.init)
+        store.state.containers[request.id].CopyFrom(container)
+        return commands.spawn(store, call, command.create(container), request.bundle, opened)
+    except BaseException:
+        if container.mounted:
+            mounts.unmount_all(_rootfs(container))
+        store.state.containers.pop(request.id, None)
+        raise
+    finally:
+        task.beginning.discard(request.id)
+
+
+def _rootfs(container: state_pb2.Container) -> str:
+    return os.path.join(container.bundle, "rootfs")
+
+
+def _write_hints(container: state_pb2.Container) -> None:
+    """`delete` finds the runtime by these two files when the shim has gone."""
+    for name, text in (
+        ("runtime", container.runtime),
+        ("options.json", json.dumps({"root": os.path.dirname(container.root)})),
+    ):
+        path = os.path.join(container.bundle, name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _undo(
+    task: Task, call: state_pb2.Call, container: state_pb2.Container, error: Exception
+) -> None:
+    if container.mounted:
+        mounts.unmount_all(_rootfs(container))
+    messages = exits.release(task.store, container.init)
+    del task.store.state.containers[container.id]
+    if not isinstance(error, StatusError):
+        error = StatusError(Code.UNKNOWN, f"OCI runtime create failed: {error}")
+    task.server.fail(call, error, *messages)
+
+
+def _event(request: task_pb2.CreateTaskRequest, pid: int) -> events_pb2.TaskCreate:
+    event = events_pb2.TaskCreate(container_id=request.id, bundle=request.bundle, pid=pid)
+    event.rootfs.extend(request.rootfs)
+    event.io.stdin, event.io.stdout = request.stdin, request.stdout
+    event.io.stderr, event.io.terminal = request.stderr, request.terminal
+    return event
+
+
+def _record(request: task_pb2.CreateTaskRequest, namespace: str) -> state_pb2.Container:
+    """A new container's record, from its request, its options and its config.json."""
+    container = state_pb2.Container(id=request.id, bundle=request.bundle, runtime="runc")
+    root = DEFAULT_ROOT
+    if request.options.type_url.rpartition("/")[2] == "containerd.runc.v1.Options":
+        options = options_pb2.Options.FromString(request.options.value)
+        container.runtime = options.binary_name or container.runtime
+        root = options.root or root
+        container.systemd_cgroup = options.systemd_cgroup
+        container.no_pivot_root = options.no_pivot_root
+        container.no_new_keyring = options.no_new_keyring
+    container.root = os.path.join(root, namespace)
+    _read_config(container)
+    container.init.stdin, container.init.stdout = request.stdin, request.stdout
+    container.init.stderr, container.init.terminal = request.stderr, request.terminal
+    return container
+
+
+def _read_config(container: state_pb2.Container) -> None:
+    """Takes from config.json what the options do not say."""
+    path = os.path.join(container.bundle, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            linux = json.load(file).get("linux") or {}
+        spaces = linux.get("namespaces") or []
+        container.private_pids = any(s.get("type") == "pid" and not s.get("path") for s in spaces)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise StatusError(Code.INVALID_ARGUMENT, f"{path}: {error}") from error
+    if str(linux.get("cgroupsPath", "")).count(":") == 2:
+        # Only the systemd driver's paths have the form slice:prefix:name; docker sends no options.
+        container.systemd_cgroup = True

@@ -1,0 +1,81 @@
+"""Delete: an exec's record, or the container with the runtime's ``delete``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyshim.api import events_pb2, state_pb2, task_pb2
+from pyshim.monitor.channel import Message
+from pyshim.runtime import command, mounts
+from pyshim.service import commands, exits, start, states
+from pyshim.service.states import Status
+from pyshim.ttrpc.status import Code, StatusError
+
+if TYPE_CHECKING:
+    from pyshim.service.task import Task
+
+# The runtime has killed it; the kernel may take a moment to tear its namespaces down.
+EXIT_TIMEOUT_S = 10
+
+
+async def delete(task: Task, call: state_pb2.Call) -> None:
+    """The call Delete."""
+    request = task_pb2.DeleteRequest.FromString(call.payload)
+    container = task.container(request.id)
+    process = task.process(request.id, request.exec_id)
+    spawned = None
+    if not call.token:
+        if not process.failed:
+            states.check(process, "delete")
+        if not process.id:
+            argv = command.delete(container)
+            spawned = commands.spawn(task.store, call, argv, container.bundle)
+    if not process.id:
+        status = await commands.outcome(task.store, call, spawned)
+        if status:
+            raise StatusError(Code.UNKNOWN, command.failure(container, "delete", status))
+        await _ended(task, container)
+    await exits.drained(task, process)
+    # Another Delete may have been here while this one waited.
+    task.process(request.id, request.exec_id)
+    reply = task_pb2.DeleteResponse(pid=process.pid, exit_status=process.exit_status)
+    reply.exited_at.seconds = process.exited_seconds
+    reply.exited_at.nanos = process.exited_nanos
+    if process.id:
+        messages = _remove_exec(task, container, process)
+    else:
+        messages = _remove_container(task, container)
+        event = events_pb2.TaskDelete(
+            container_id=request.id, pid=reply.pid, exit_status=reply.exit_status
+        )
+        event.exited_at.CopyFrom(reply.exited_at)
+        task.publisher.queue("/tasks/delete", event)
+    task.server.answer(call, reply.SerializeToString(), *messages)
+
+
+async def _ended(task: Task, container: state_pb2.Container) -> None:
+    """Waits for the exit of an init that was never started: it is published before TaskDelete."""
+    init = container.init
+    await task.store.until(lambda: init.status == Status.STOPPED, EXIT_TIMEOUT_S)
+
+
+def _remove_exec(
+    task: Task, container: state_pb2.Container, process: state_pb2.Process
+) -> list[Message]:
+    messages = exits.release(task.store, process)
+    exits.answer_waits(task, container.id, process)
+    start.remove_files(container, process)
+    del container.execs[process.id]
+    return messages
+
+
+def _remove_container(task: Task, container: state_pb2.Container) -> list[Message]:
+    messages: list[Message] = []
+    for process in list(container.execs.values()):
+        messages += _remove_exec(task, container, process)
+    messages += exits.release(task.store, container.init)
+    if container.mounted:
+        mounts.unmount_all(os.path.join(container.bundle, "rootfs"))
+    del task.store.state.containers[container.id]
+    return messages

@@ -1,0 +1,143 @@
+"""Start: the runtime's ``start`` for a container's init, its ``exec`` for an exec."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pyshim.api import events_pb2, state_pb2, task_pb2
+from pyshim.runtime import command
+from pyshim.service import commands, exits, states
+from pyshim.stdio import streams, terminal
+from pyshim.ttrpc.status import Code, StatusError
+
+if TYPE_CHECKING:
+    from pyshim.service.task import Task
+
+
+async def start(task: Task, call: state_pb2.Call) -> None:
+    """The call Start.  A failure has the text of the Go shim."""
+    request = task_pb2.StartRequest.FromString(call.payload)
+    container = task.container(request.id)
+    process = task.process(request.id, request.exec_id)
+    if request.exec_id:
+        await _start_exec(task, call, container, process)
+    else:
+        await _start_init(task, call, container)
+
+
+async def _start_init(task: Task, call: state_pb2.Call, container: state_pb2.Container) -> None:
+    process = container.init
+    spawned = None
+    if not call.token:
+        states.check(process, "start")
+        if process.starting:
+            raise StatusError(Code.FAILED_PRECONDITION, "the container is being started")
+        process.starting = True
+        spawned = commands.spawn(task.store, call, command.start(container), container.bundle)
+    try:
+        status = await commands.outcome(task.store, call, spawned)
+    finally:
+        process.starting = False
+    if status:
+        text = command.failure(container, "start", status)
+        task.server.fail(call, StatusError(Code.UNKNOWN, text))
+    else:
+        states.advance(process, "start")
+        event = events_pb2.TaskStart(container_id=container.id, pid=process.pid)
+        task.publisher.queue("/tasks/start", event)
+        task.server.answer(call, task_pb2.StartResponse(pid=process.pid).SerializeToString())
+    exits.settle(task, container)
+
+
+async def _start_exec(
+    task: Task, call: state_pb2.Call, container: state_pb2.Container, process: state_pb2.Process
+) -> None:
+    store = task.store
+    spawned = None
+    if not call.token:
+        spawned = await _begin_exec(task, call, container, process)
+    try:
+        status = await commands.outcome(store, call, spawned)
+        if status:
+            raise StatusError(Code.UNKNOWN, command.failure(container, "exec", status))
+        await terminal.connect(store, process)
+        pid = command.read_pid(command.exec_pid_path(container, process))
+        await commands.track(store, pid)
+    except (StatusError, OSError, ValueError) as error:
+        _fail_exec(task, call, container, process, error)
+        return
+    process.pid = pid
+    process.starting = False
+    states.advance(process, "start")
+    remove_files(container, process)
+    messages = terminal.forget_console(store, process)
+    event = events_pb2.TaskExecStarted(container_id=container.id, exec_id=process.id, pid=pid)
+    task.publisher.queue("/tasks/exec-started", event)
+    task.server.answer(call, task_pb2.StartResponse(pid=pid).SerializeToString(), *messages)
+    exits.settle(task, container)
+
+
+def _fail_exec(
+    task: Task,
+    call: state_pb2.Call,
+    container: state_pb2.Container,
+    process: state_pb2.Process,
+    error: Exception,
+) -> None:
+    """Nothing has ever run; those who wait for the exec learn it."""
+    if not isinstance(error, StatusError):
+        error = StatusError(Code.UNKNOWN, f"OCI runtime exec failed: {error}")
+    process.starting = False
+    process.failed = True
+    remove_files(container, process)
+    task.server.fail(call, error, *exits.release(task.store, process))
+    exits.answer_waits(task, container.id, process)
+    exits.settle(task, container)
+
+
+async def _begin_exec(
+    task: Task, call: state_pb2.Call, container: state_pb2.Container, process: state_pb2.Process
+) -> commands.Spawned:
+    store = task.store
+    states.check(process, "start")
+    if container.init.status == states.Status.STOPPED or exits.over(store, container):
+        raise StatusError(Code.FAILED_PRECONDITION, "the container's init has exited")
+    key = f"{container.id}/{process.id}"
+    if process.starting or process.failed or key in task.beginning:
+        raise StatusError(Code.FAILED_PRECONDITION, f"process {process.id!r} was started once")
+    task.beginning.add(key)
+    try:
+        _write_spec(container, process)
+        if process.terminal:
+            opened = terminal.console(store, container.bundle, process)
+        else:
+            opened = await streams.pipes(store, process)
+        process.starting = True
+        argv = command.execute(container, process)
+        return commands.spawn(store, call, argv, container.bundle, opened)
+    except BaseException:
+        process.starting = False
+        remove_files(container, process)
+        raise
+    finally:
+        task.beginning.discard(key)
+
+
+def _write_spec(container: state_pb2.Container, process: state_pb2.Process) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    path = command.exec_spec_path(container, process)
+    with open(os.open(path, flags, 0o600), "wb") as file:
+        file.write(process.spec)
+
+
+def remove_files(container: state_pb2.Container, process: state_pb2.Process) -> None:
+    """Removes what an exec left in the bundle for the runtime, and the runtime for us."""
+    for path in (
+        command.exec_spec_path(container, process),
+        command.exec_pid_path(container, process),
+    ):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            continue
