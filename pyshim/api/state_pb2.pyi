@@ -94,7 +94,7 @@ class Connection(_message.Message):
     def __init__(self, tag: _Optional[int] = ..., pending: _Optional[bytes] = ..., discarding: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace")
+    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace", "holding")
     TAG_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class Call(_message.Message):
     DEADLINE_NS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    HOLDING_FIELD_NUMBER: _ClassVar[int]
     tag: int
     stream: int
     service: str
@@ -111,7 +112,8 @@ class Call(_message.Message):
     deadline_ns: int
     token: int
     namespace: str
-    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ...) -> None: ...
+    holding: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ..., holding: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("number", "envelope")

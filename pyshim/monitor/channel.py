@@ -52,6 +52,7 @@ class HoldFlag(IntFlag):
 
     WATCH = 1
     ACCEPT = 2
+    OPEN = 4
 
 
 class RecordFlag(IntFlag):
@@ -70,8 +71,15 @@ class StopMode(IntEnum):
     FORGET = 2
 
 
+class RelayFlag(IntFlag):
+    """How the monitor treats a relay."""
+
+    STDIN = 1
+    OPEN_SOURCE = 2
+    OPEN_DESTINATION = 4
+
+
 SPAWN_DIE_WITH_MONITOR = 1
-RELAY_STDIN = 1
 RELAY_ENDED = 1
 
 _BODIES: dict[Type, struct.Struct] = {

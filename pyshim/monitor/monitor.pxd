@@ -41,11 +41,14 @@ cdef enum:
 
     HOLD_WATCH = 1
     HOLD_ACCEPT = 2
+    HOLD_OPEN = 4
     RECORD_EXITED = 1
     RECORD_SPAWNED = 2
     RECORD_TRACKED = 4
     RECORD_UNCLAIMED = 8
     RELAY_STDIN = 1
+    RELAY_OPEN_SOURCE = 2
+    RELAY_OPEN_DESTINATION = 4
     RELAY_ENDED = 1
     SPAWN_DIE_WITH_MONITOR = 1
     STOP_NOW = 0
@@ -71,6 +74,8 @@ cdef enum:
     ACCEPT_ROUNDS = 16
     PROGRAM_BYTES = 16777216
     PATH_BYTES = 4096
+    FD_PATH_BYTES = 32
+    PROC_FD_BYTES = 14
     LISTENER_FD = 3
     STATE_FD = 4
     LISTENER_TAG = 1
@@ -337,6 +342,8 @@ cdef bint is_ready(int fd, short events) noexcept nogil
 cdef Relay* find_relay(unsigned int id) noexcept nogil
 cdef int start_relay(unsigned int id, unsigned int flags, int source, int destination) noexcept nogil
 cdef bint can_splice(int source, int destination) noexcept nogil
+cdef int reopen(int fd, int flags) noexcept nogil
+cdef int open_ends(unsigned int flags, int* fds) noexcept nogil
 cdef unsigned int kind_of(int fd) noexcept nogil
 cdef void set_nonblocking(int fd) noexcept nogil
 cdef void stop_relay(unsigned int id, unsigned int mode) noexcept nogil

@@ -67,7 +67,9 @@ from cython.cimports.linux import (
     MSG_TRUNC,
     O_CLOEXEC,
     O_NONBLOCK,
+    O_RDONLY,
     O_RDWR,
+    O_WRONLY,
     POLLIN,
     POLLOUT,
     PR_SET_CHILD_SUBREAPER,
@@ -1130,6 +1132,43 @@ def can_splice(source, destination):
     return one == S_IFIFO or other == S_IFIFO
 
 
+def open_ends(flags, fds):
+    """Opens those ends of a relay that were given as O_PATH; the error for the reply."""
+    opened: cython.int
+    if flags & RELAY_OPEN_SOURCE:
+        opened = reopen(fds[0], O_RDONLY)
+        if opened < 0:
+            return errno
+        close(fds[0])
+        fds[0] = opened
+    if flags & RELAY_OPEN_DESTINATION:
+        opened = reopen(fds[1], O_RDWR)
+        if opened < 0:
+            return errno
+        close(fds[1])
+        fds[1] = opened
+    return 0
+
+
+def reopen(fd, flags):
+    """Opens what an O_PATH descriptor stands for; -1 when that fails.
+
+    A fifo that a service opens and does not live to hand over shows its other end an end of file.
+    """
+    name: cython.char[FD_PATH_BYTES]
+    at: cython.int = FD_PATH_BYTES - 1
+    name[at] = 0
+    while True:
+        at -= 1
+        name[at] = ord(b"0") + fd % 10
+        fd //= 10
+        if fd == 0:
+            break
+    at -= PROC_FD_BYTES
+    memcpy(name + at, b"/proc/self/fd/", PROC_FD_BYTES)
+    return open(name + at, flags | O_NONBLOCK | O_CLOEXEC)
+
+
 def kind_of(fd):
     """The file type bits of a descriptor."""
     about: stat_mode_t
@@ -1737,6 +1776,7 @@ def is_well_formed(header):
 def carry_out_one(header, body, fds):
     """Carries out one request; false, with its descriptors untouched, when it makes no sense."""
     global state_fd, alarm_at, alarm_unsent, quitting, quit_at, stage, dirty, hello_until
+    global failures
     kind: cython.int = header.type
     words: cython.pointer(Words) = cython.cast(cython.pointer(Words), body)
     about: stat_t
@@ -1779,9 +1819,11 @@ def carry_out_one(header, body, fds):
         if words.a != 0 and held != cython.NULL:
             drop(held)
     elif kind == RELAY:
-        if words.b & ~RELAY_STDIN:
+        if words.b & ~(RELAY_STDIN | RELAY_OPEN_SOURCE | RELAY_OPEN_DESTINATION):
             return False
-        error = start_relay(words.a, words.b, fds[0], fds[1])
+        error = open_ends(words.b, fds)
+        if error == 0:
+            error = start_relay(words.a, words.b, fds[0], fds[1])
         if error != 0:
             close_all(fds, 2)
             reply(header.sequence, error, 0)
@@ -1790,6 +1832,7 @@ def carry_out_one(header, body, fds):
             return False
         stop_relay(words.a, words.b)
     elif kind == SEND:
+        failures = 0
         if header.fds == 1:
             if fstat(fds[0], cython.address(about)) != 0 or about.st_size < 0:
                 return False
@@ -1813,8 +1856,20 @@ def carry_out_one(header, body, fds):
 def hold(tag, flags, fd, sequence):
     """HOLD; false when the tag is not a service's or a flag is unknown."""
     held: cython.pointer(Held)
-    if tag == 0 or tag >= FIRST_ACCEPTED_TAG or flags & ~(HOLD_WATCH | HOLD_ACCEPT):
+    opened: cython.int
+    if tag == 0 or tag >= FIRST_ACCEPTED_TAG:
         return False
+    if flags & ~(HOLD_WATCH | HOLD_ACCEPT | HOLD_OPEN):
+        return False
+    if flags & HOLD_OPEN:
+        # Before the one of the same tag is closed: its fifo must not be without a writer.
+        opened = reopen(fd, O_WRONLY)
+        reply(sequence, errno if opened < 0 else 0, 0)
+        close(fd)
+        if opened < 0:
+            return True
+        fd = opened
+        flags &= ~HOLD_OPEN
     held = find_held(tag)
     if held != cython.NULL:
         drop(held)

@@ -33,7 +33,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         status = await commands.outcome(store, call, spawned)
         if status:
             raise StatusError(Code.UNKNOWN, command.failure(container, "create", status))
-        await terminal.connect(store, container.init)
+        await terminal.connect(store, call, container.init)
         pid = command.read_pid(os.path.join(container.bundle, command.INIT_PID_FILE))
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as error:
@@ -69,7 +69,7 @@ async def _begin(
         if request.terminal:
             opened = terminal.console(store, container.bundle, container.init)
         else:
-            opened = await streams.pipes(store, container.init)
+            opened = await streams.pipes(store, call, container.init)
         store.state.containers[request.id].CopyFrom(container)
         return commands.spawn(store, call, command.create(container), request.bundle, opened)
     except BaseException:

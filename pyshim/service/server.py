@@ -197,9 +197,10 @@ class Server:
         owned: list[int] = []
         command = self.store.commands.get(call.token) if call.token else None
         done = self.store.forget(command) if command else []
+        held = self.store.drop(*call.holding)
         send = self.store.send(call.tag, frame, owned)
         self._remove(call)
-        self.store.commit(*messages, *done, send, owned=owned)
+        self.store.commit(*messages, *done, *held, send, owned=owned)
 
     def _remove(self, call: state_pb2.Call) -> None:
         calls = self.store.state.calls

@@ -61,7 +61,7 @@ async def _start_exec(
         status = await commands.outcome(store, call, spawned)
         if status:
             raise StatusError(Code.UNKNOWN, command.failure(container, "exec", status))
-        await terminal.connect(store, process)
+        await terminal.connect(store, call, process)
         pid = command.read_pid(command.exec_pid_path(container, process))
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as error:
@@ -112,7 +112,7 @@ async def _begin_exec(
         if process.terminal:
             opened = terminal.console(store, container.bundle, process)
         else:
-            opened = await streams.pipes(store, process)
+            opened = await streams.pipes(store, call, process)
         process.starting = True
         argv = command.execute(container, process)
         return commands.spawn(store, call, argv, container.bundle, opened)

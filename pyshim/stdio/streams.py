@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pyshim.api import state_pb2
-from pyshim.monitor import channel
-from pyshim.monitor.channel import Message, Type
+from pyshim.monitor.channel import HoldFlag, Message, RelayFlag, Type
 from pyshim.service.store import Store
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -44,88 +43,122 @@ class Streams:
         self.owned.clear()
 
 
-async def pipes(store: Store, process: state_pb2.Process) -> Streams:
+async def pipes(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> Streams:
     """Pipes to the process, and relays between them and its fifos or files.
 
-    Changes ``process`` (relays, keeper).  Raises StatusError or OSError, with nothing left open.
+    Changes ``process`` (relays, keeper) and ``call`` (what is held for it).  Raises StatusError or
+    OSError, with nothing left open.
     """
     clear(process)  # what a service noted that was killed before it could begin
     streams = Streams()
     try:
-        await _open_all(store, process, streams)
+        await _open_all(store, call, process, streams)
     except BaseException:
         streams.close()
         raise
     return streams
 
 
-async def _open_all(store: Store, process: state_pb2.Process, streams: Streams) -> None:
+async def _open_all(
+    store: Store, call: state_pb2.Call, process: state_pb2.Process, streams: Streams
+) -> None:
     null = streams.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     streams.child = [null, null, null]
     if process.stdin:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         streams.child[0] = streams.own(reader)
-        streams.own(writer)
-        open_stdin(store, process, streams, writer)
-    shared: int | None = None
-    for number, path in ((1, process.stdout), (2, process.stderr)):
-        if not path:
-            continue
-        target = await open_output(path, streams)
-        if number == 2 and path == process.stdout and shared is not None:
-            streams.child[2] = shared
-            continue
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        streams.own(reader)
-        shared = streams.child[number] = streams.own(writer)
-        relay = store.new_relay()
-        process.relays.append(relay)
-        streams.messages.append(Message(Type.RELAY, (relay, 0), (reader, target)))
+        add_stdin(store, process, streams, streams.own(writer))
+    for number, uri in ((1, process.stdout), (2, process.stderr)):
+        if number == 2 and uri and uri == process.stdout:
+            streams.child[2] = streams.child[1]
+        elif uri:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            streams.child[number] = streams.own(writer)
+            await add_output(store, call, process, streams, streams.own(reader), uri)
 
 
-def open_stdin(store: Store, process: state_pb2.Process, streams: Streams, target: int) -> None:
-    """A relay from the stdin fifo to ``target``.  Changes ``process``.  Raises OSError."""
+def add_stdin(store: Store, process: state_pb2.Process, streams: Streams, target: int) -> None:
+    """A relay from the stdin fifo or file to ``target``.  Changes ``process``.  Raises OSError."""
     path = fifo_path(process.stdin)
-    source = streams.own(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    # Holds the fifo open for writing, so that a client that detaches is not an end of file.
-    keeper = streams.own(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    source = streams.own(os.open(path, os.O_PATH | os.O_CLOEXEC))
     process.stdin_relay = store.new_relay()
-    process.keeper_tag = store.new_tag()
-    fields = (process.stdin_relay, channel.RELAY_STDIN)
+    if not is_fifo(source):
+        source = streams.own(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        fields = (process.stdin_relay, int(RelayFlag.STDIN))
+        streams.messages.append(Message(Type.RELAY, fields, (source, target)))
+        return
+    fields = (process.stdin_relay, RelayFlag.STDIN | RelayFlag.OPEN_SOURCE)
     streams.messages.append(Message(Type.RELAY, fields, (source, target)))
-    streams.messages.append(Message(Type.HOLD, (process.keeper_tag, 0), (keeper,)))
+    # Holds the fifo open for writing, so that a client that detaches is not an end of file.
+    process.keeper_tag = store.new_tag()
+    streams.messages.append(Message(Type.HOLD, (process.keeper_tag, HoldFlag.OPEN), (source,)))
 
 
-async def open_output(uri: str, streams: Streams) -> int:
-    """Opens the fifo or file that ``uri`` names for writing; ``streams`` owns it.
+async def add_output(
+    store: Store,
+    call: state_pb2.Call,
+    process: state_pb2.Process,
+    streams: Streams,
+    source: int,
+    uri: str,
+) -> None:
+    """A relay from ``source`` to the fifo or file that ``uri`` names, once a fifo has a reader.
 
-    A fifo is opened once its reader is there, and then once more for reading, so that a reader
-    that goes away and comes back (containerd restarted) is no EPIPE.  Raises StatusError for an
-    unknown scheme and for a reader that does not come, OSError else.
+    Changes ``process``, and ``call`` for the fifo.  Raises StatusError for an unknown scheme and
+    for a reader that does not come, OSError else.
     """
     path = fifo_path(uri)
     if urlsplit(uri).scheme == "file":
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return streams.own(os.open(path, flags, 0o644))
-    if not stat.S_ISFIFO(os.stat(path).st_mode):
-        return streams.own(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+        create = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        target = streams.own(os.open(path, create, 0o644))
+    else:
+        target = streams.own(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    flags = 0
+    if is_fifo(target):
+        flags = RelayFlag.OPEN_DESTINATION
+        await await_reader(store, call, target, path)
+    elif urlsplit(uri).scheme != "file":
+        target = streams.own(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+    relay = store.new_relay()
+    process.relays.append(relay)
+    streams.messages.append(Message(Type.RELAY, (relay, flags), (source, target)))
+
+
+async def await_reader(store: Store, call: state_pb2.Call, fifo: int, path: str) -> None:
+    """Waits until ``fifo`` (an O_PATH descriptor) has a reader, and has the monitor keep it.
+
+    A reader whose only writer goes away sees the end; so it is the monitor that opens, and what it
+    holds is noted in ``call`` until the relay has taken over.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + READER_TIMEOUT_S
+    tag = store.new_tag()
+    call.holding.append(tag)
     while True:
-        try:
-            writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            break
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
+        sequence, reply = store.link.expect()
+        fields = (tag, int(HoldFlag.OPEN))
+        store.commit(Message(Type.HOLD, fields, (fifo,), sequence))
+        error, _ = await asyncio.wait_for(reply, READER_TIMEOUT_S)
+        if error == 0:
+            return
+        if error != errno.ENXIO:
+            raise OSError(error, os.strerror(error), path)
         if loop.time() > deadline:
             raise StatusError(Code.DEADLINE_EXCEEDED, f"{path}: nobody opened it for reading")
         await asyncio.sleep(READER_POLL_S)
-    try:
-        return streams.own(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-    finally:
-        os.close(writer)
+
+
+def let_go(store: Store, call: state_pb2.Call) -> list[Message]:
+    """The messages that end the holding for ``call``: relays have taken over, or never will."""
+    messages = store.drop(*call.holding)
+    del call.holding[:]
+    return messages
+
+
+def is_fifo(fd: int) -> bool:
+    """Whether ``fd`` stands for a fifo."""
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
 def fifo_path(uri: str) -> str:

@@ -16,7 +16,7 @@ import termios
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, Type
 from pyshim.service.store import Store
-from pyshim.stdio.streams import Streams, clear, open_output, open_stdin
+from pyshim.stdio.streams import Streams, add_output, add_stdin, clear, let_go
 from pyshim.ttrpc.status import Code, StatusError
 
 TERMINAL_TIMEOUT_S = 10
@@ -52,7 +52,7 @@ def console(store: Store, bundle: str, process: state_pb2.Process) -> Streams:
     return streams
 
 
-async def connect(store: Store, process: state_pb2.Process) -> None:
+async def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> None:
     """Takes the terminal that the runtime has sent, if there is to be one, and relays it.
 
     Commits the state.  Raises StatusError or OSError.
@@ -65,9 +65,9 @@ async def connect(store: Store, process: state_pb2.Process) -> None:
     master = peek(store.held[store.parents[tag]])
     if master < 0:
         raise StatusError(Code.UNKNOWN, "the OCI runtime connected but sent no terminal")
-    streams = await _relays(store, process, master)
+    streams = await _relays(store, call, process, master)
     owned, streams.owned = streams.owned, []
-    store.commit(*streams.messages, owned=owned)
+    store.commit(*streams.messages, *let_go(store, call), owned=owned)
 
 
 def peek(connection: int) -> int:
@@ -84,21 +84,21 @@ def peek(connection: int) -> int:
     return fds[0] if fds else -1
 
 
-async def _relays(store: Store, process: state_pb2.Process, master: int) -> Streams:
+async def _relays(
+    store: Store, call: state_pb2.Call, process: state_pb2.Process, master: int
+) -> Streams:
     """Relays between the terminal ``master`` (now owned) and the process's fifos.
 
-    Changes ``process``.  Raises StatusError or OSError, with nothing left open.
+    Changes ``process`` and ``call``.  Raises StatusError or OSError, with nothing left open.
     """
+    del process.relays[:]  # what a service noted that was killed before it could commit them
     streams = Streams()
     streams.own(master)
     try:
         if process.stdout:
-            target = await open_output(process.stdout, streams)
-            relay = store.new_relay()
-            process.relays.append(relay)
-            streams.messages.append(Message(Type.RELAY, (relay, 0), (master, target)))
+            await add_output(store, call, process, streams, master, process.stdout)
         if process.stdin:
-            open_stdin(store, process, streams, master)
+            add_stdin(store, process, streams, master)
         process.master_tag = store.new_tag()
         streams.messages.append(Message(Type.HOLD, (process.master_tag, 0), (master,)))
     except BaseException:

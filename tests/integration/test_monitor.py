@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -469,6 +470,69 @@ def test_drain_gives_up_on_a_blocked_destination(monitor: Monitor) -> None:
     os.close(reader)
 
 
+def fifo(path: Path) -> int:
+    """An O_PATH descriptor of a new fifo."""
+    os.mkfifo(path)
+    return os.open(path, os.O_PATH)
+
+
+def test_a_fifo_is_kept_as_soon_as_it_has_a_reader(monitor: Monitor, tmp_path: Path) -> None:
+    """A service that opened it itself and was killed would show its reader the end."""
+    service = monitor.service()
+    path = tmp_path / "out"
+    handle = fifo(path)
+    assert service.ask(Type.HOLD, 5, 4, fds=(os.dup(handle),))[0] == errno.ENXIO
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert service.ask(Type.HOLD, 5, 4, fds=(os.dup(handle),))[0] == 0
+    service.close()
+    service = monitor.activated()
+    dump = service.hello()
+    assert [m.fields[0] for m in dump if m.type == Type.HELD and m.fields[0] == 5]
+    close_all(dump)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
+    # Held once more under the same tag, as a service would that begins anew: still no end.
+    assert service.ask(Type.HOLD, 5, 4, fds=(os.dup(handle),))[0] == 0
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
+    source, feed = os.pipe()
+    service.send(
+        Message(Type.RELAY, (1, 4), (source, handle)),
+        Message(Type.DROP, (5, 0)),
+    )
+    os.write(feed, b"from the container")
+    os.set_blocking(reader, True)
+    assert os.read(reader, 100) == b"from the container"
+    os.close(reader)
+    os.write(feed, b"while nobody reads")
+    reader = os.open(path, os.O_RDONLY)
+    assert os.read(reader, 100) == b"while nobody reads"
+    os.close(feed)
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+
+
+def test_a_stdin_fifo_is_opened_and_kept_by_the_monitor(monitor: Monitor, tmp_path: Path) -> None:
+    service = monitor.service()
+    path = tmp_path / "in"
+    handle = fifo(path)
+    reader, target = os.pipe()
+    service.send(
+        Message(Type.RELAY, (1, 1 | 2), (os.dup(handle), target)),
+        Message(Type.HOLD, (6, 4), (handle,)),
+    )
+    for text in (b"one", b"two"):  # a writer that goes away is not the end
+        with path.open("wb") as writer:
+            writer.write(text)
+        assert os.read(reader, 100) == text
+    with path.open("wb") as writer:
+        service.send(Message(Type.DROP, (6, 0)))
+        writer.write(b"three")
+    assert os.read(reader, 100) == b"three"
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+
+
 def test_held_descriptors_and_state_survive_the_service(monitor: Monitor) -> None:
     service = monitor.service()
     read_end, write_end = os.pipe()
@@ -629,6 +693,20 @@ def test_service_that_dies_again_and_again(monitor: Monitor) -> None:
     dump = monitor.activated().hello()
     assert dump[0].fields[2] == 0
     close_all(dump)
+
+
+def test_service_that_answers_before_it_dies_is_replaced_at_once(monitor: Monitor) -> None:
+    """Eight pauses that double would take 25 s; the bound of an activation is 20."""
+    client = monitor.connect()
+    service = monitor.activated()
+    for number in range(12):
+        dump = service.hello()
+        (tag,) = [m.fields[0] for m in dump if m.type == Type.HELD and m.fields[1] == 1]
+        close_all(dump)
+        service.send(Message(Type.SEND, (tag, 1), tail=bytes([number])))
+        assert client.recv(1) == bytes([number])
+        service.close()
+        service = monitor.activated()
 
 
 def test_garbage_does_not_end_the_monitor(monitor: Monitor) -> None:
