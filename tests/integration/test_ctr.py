@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pty
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from .conftest import BOUND_S, Containerd, eventually, mounts_below
 
@@ -187,6 +191,76 @@ def test_containerd_killed_and_started_again(containerd: Containerd) -> None:
     finally:
         containerd.ctr("task", "delete", "-f", "live")
         containerd.ctr("container", "delete", "live")
+    nothing_left(containerd)
+
+
+@contextlib.contextmanager
+def events(containerd: Containerd) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """What `ctr events` prints meanwhile: (topic, event), in order."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+    process = containerd.spawn("events", stdin=subprocess.DEVNULL)
+    assert process.stdout is not None
+    stream = process.stdout
+
+    def read() -> None:
+        for line in stream:
+            _, _, _, _, _, topic, event = line.split(" ", 6)
+            seen.append((topic, json.loads(event)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        # It is subscribed when it has seen something.
+        containerd.ctr("namespaces", "create", "seen")
+        eventually(lambda: seen or not containerd.ctr("ns", "label", "seen", "a=b"), "events come")
+        yield seen
+    finally:
+        process.terminate()
+        process.wait(BOUND_S)
+        reader.join(BOUND_S)
+        stream.close()
+        containerd.ctr("namespaces", "remove", "seen")
+
+
+def test_events_come_once_and_in_order(containerd: Containerd) -> None:
+    with events(containerd) as seen:
+        script = "trap 'exit 4' TERM; while :; do sleep 1000 & wait $!; done"
+        containerd.ctr(*containerd.run("ev", "/bin/sh", "-c", script, flags=("-d",)))
+        done = containerd.ctr("task", "exec", "--exec-id", "x", "ev", "/bin/sh", "-c", "exit 3")
+        assert done.returncode == 3
+        containerd.ctr("task", "kill", "-s", "SIGTERM", "ev")
+        eventually(lambda: containerd.tasks()["ev"][1] == "STOPPED", "the task has stopped")
+        containerd.ctr("task", "delete", "ev")
+        containerd.ctr("container", "delete", "ev")
+        eventually(lambda: any(t == "/containers/delete" for t, _ in seen), "the last event")
+        tasks = [(topic, event) for topic, event in seen if topic.startswith("/tasks/")]
+    topics = [topic.removeprefix("/tasks/") for topic, _ in tasks]
+    assert topics == ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"]
+    assert {event["container_id"] for _, event in tasks} == {"ev"}
+    exits = [event for topic, event in tasks if topic == "/tasks/exit"]
+    assert [(event["id"], event["exit_status"]) for event in exits] == [("x", 3), ("ev", 4)]
+    assert tasks[-1][1]["exit_status"] == 4
+    nothing_left(containerd)
+
+
+def test_exit_while_containerd_is_away(containerd: Containerd) -> None:
+    containerd.ctr(*containerd.run("away", "/bin/sleep", "1000", flags=("-d",)))
+    pid = containerd.tasks()["away"][0]
+    containerd.kill()
+    os.kill(pid, signal.SIGTERM)  # the default: sleep is PID 1 and has no handler
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the process has been reaped")
+    containerd.start()
+    try:
+        with events(containerd) as seen:
+            eventually(lambda: any(t == "/tasks/exit" for t, _ in seen), "the kept exit event")
+            (exit_event,) = [event for topic, event in seen if topic == "/tasks/exit"]
+        assert (exit_event["container_id"], exit_event["exit_status"]) == ("away", 137)
+        assert containerd.tasks()["away"] == (pid, "STOPPED")
+        assert "exit code 137" in containerd.ctr("task", "delete", "away").stderr
+    finally:
+        containerd.ctr("task", "delete", "-f", "away")
+        containerd.ctr("container", "delete", "away")
     nothing_left(containerd)
 
 
