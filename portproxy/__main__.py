@@ -3,4 +3,4 @@
 from portproxy.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="portproxy")
+    main()

@@ -22,6 +22,7 @@ from typing import NoReturn
 import click
 
 from portproxy.mapping import Mapping, MappingError, endpoint, parse
+from pyshim.cli import errors
 
 RELAY = "portproxy-relay"
 START_BOUND_S = 10.0
@@ -60,7 +61,7 @@ class Relay:
     "lets the system choose. Can be given more than once.",
 )
 @click.version_option(package_name="pyshim", message="portproxy %(version)s")
-def main(texts: tuple[str, ...]) -> None:
+def command(texts: tuple[str, ...]) -> None:
     """Forward TCP ports of this machine to other addresses, until SIGTERM or Ctrl-C."""
     try:
         mappings = [parse(text) for text in texts]
@@ -72,6 +73,11 @@ def main(texts: tuple[str, ...]) -> None:
         forward(mappings)
     except PortproxyError as error:
         _leave(str(error), EXIT_FAILED)
+
+
+def main() -> None:
+    """The console script."""
+    errors.run(command, "portproxy")
 
 
 def _leave(message: str, code: int) -> NoReturn:

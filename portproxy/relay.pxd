@@ -9,6 +9,7 @@ cdef enum:
     STATUS_FD = 3
     LISTENER_FD = 4
     LINE_BYTES = 512  # longer messages are cut
+    PREFIX_BYTES = 17  # "portproxy-relay: "
     BUFFER_BYTES = 65536
     PIPE_BYTES = 262144
     SPLICE_BYTES = 1048576

@@ -311,7 +311,9 @@ def print_help():
 
 def print_version():
     """Prints a line of docker-proxy's shape and ends."""
-    begin(b"docker-proxy (commit ")
+    global line_length
+    line_length = 0
+    say(b"docker-proxy (commit ")
     say(PYSHIM_BUILD)
     say(b") version ")
     say(PYSHIM_VERSION)
@@ -965,6 +967,7 @@ def begin(text):
     """Begins the one line that is built at a time."""
     global line_length
     line_length = 0
+    say(b"portproxy-relay: ")
     say(text)
 
 
@@ -1015,6 +1018,7 @@ def print_line(fd):
 
 def refuse():
     """Prints what is wrong with the command line and ends."""
+    say(b"; see portproxy-relay -h")
     print_line(2)
     _exit(EXIT_USAGE)
 
@@ -1024,9 +1028,10 @@ def fail():
     if not has_status_pipe:
         print_line(2)
         _exit(EXIT_FAILED)
+    # dockerd puts words of its own before the reason.
     memcpy(report, b"1\n", 2)
-    memcpy(report + 2, line, line_length)
-    write(STATUS_FD, report, line_length + 2)
+    memcpy(report + 2, line + PREFIX_BYTES, line_length - PREFIX_BYTES)
+    write(STATUS_FD, report, line_length - PREFIX_BYTES + 2)
     _exit(EXIT_FAILED)
 
 

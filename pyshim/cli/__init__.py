@@ -32,4 +32,6 @@ def demo() -> None:
 
 def main() -> None:
     """The console script."""
-    group()
+    from pyshim.cli import errors
+
+    errors.run(group, "pyshim")

@@ -6,11 +6,23 @@ import sys
 
 CHANNEL_FD = 3
 
-if __name__ == "__main__":
-    from pyshim.service.activation import main
+
+def main() -> int:
+    """Serves one life and sees to it that the next one is forked from a zygote again."""
+    try:
+        os.set_inheritable(CHANNEL_FD, False)
+        sock = socket.socket(fileno=CHANNEL_FD)
+    except OSError as error:
+        text = f"descriptor {CHANNEL_FD} must be a monitor's channel: {error.strerror}"
+        print(f"pyshim.service: {text}; a monitor starts this, not a person", file=sys.stderr)
+        return 1
+    from pyshim.service import activation
     from pyshim.zygote import address
 
-    os.set_inheritable(CHANNEL_FD, False)
-    code = main(socket.socket(fileno=CHANNEL_FD))
-    address.ensure()  # the next one is forked again
-    sys.exit(code)
+    code = activation.main(sock)
+    address.ensure()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,12 @@ def main() -> int:
     parser.add_argument("--socket", default=address.socket_path(), help="where to listen")
     parser.add_argument("--foreground", action="store_true", help="stay attached, as for systemd")
     arguments = parser.parse_args()
-    return server.run(arguments.socket, detach=not arguments.foreground)
+    try:
+        return server.run(arguments.socket, detach=not arguments.foreground)
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"pyshim-zygote: cannot serve at {arguments.socket}: {reason}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -445,7 +445,9 @@ def test_a_dead_container_closes_the_client(binary: str) -> None:
         relay.process.send_signal(signal.SIGTERM)
         assert relay.process.stderr is not None
         said = relay.process.stderr.read().decode()
-        assert said.startswith(f"cannot connect to 127.0.0.1:{NOTHING_LISTENS}: connection refused")
+        assert said.startswith(
+            f"portproxy-relay: cannot connect to 127.0.0.1:{NOTHING_LISTENS}: connection refused"
+        )
     finally:
         relay.end()
 
