@@ -89,7 +89,8 @@ async def _relays(
 ) -> Streams:
     """Relays between the terminal ``master`` (now owned) and the process's fifos.
 
-    Changes ``process`` and ``call``.  Raises StatusError or OSError, with nothing left open.
+    Changes ``process`` and ``call``; ``store`` keeps the master, for its size.  Raises StatusError
+    or OSError, with nothing left open.
     """
     del process.relays[:]  # what a service noted that was killed before it could commit them
     streams = Streams()
@@ -104,6 +105,8 @@ async def _relays(
     except BaseException:
         streams.close()
         raise
+    streams.owned.remove(master)
+    store.held[process.master_tag] = master
     return streams
 
 
