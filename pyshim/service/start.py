@@ -70,11 +70,12 @@ async def _start_exec(
     process.pid = pid
     process.starting = False
     states.advance(process, "start")
-    remove_files(container, process)
     messages = terminal.forget_console(store, process)
     event = events_pb2.TaskExecStarted(container_id=container.id, exec_id=process.id, pid=pid)
     task.publisher.queue("/tasks/exec-started", event)
     task.server.answer(call, task_pb2.StartResponse(pid=pid).SerializeToString(), *messages)
+    # Not before the answer: a service that takes the call over reads the pid again.
+    remove_files(container, process)
     exits.settle(task, container)
 
 
@@ -90,8 +91,8 @@ def _fail_exec(
         error = StatusError(Code.UNKNOWN, f"OCI runtime exec failed: {error}")
     process.starting = False
     process.failed = True
-    remove_files(container, process)
     task.server.fail(call, error, *exits.release(task.store, process))
+    remove_files(container, process)
     exits.answer_waits(task, container.id, process)
     exits.settle(task, container)
 
