@@ -49,7 +49,7 @@ class Process(_message.Message):
     def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ...) -> None: ...
 
 class Container(_message.Message):
-    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created")
+    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid")
     class ExecsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,13 @@ class Container(_message.Message):
         key: str
         value: Process
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Process, _Mapping]] = ...) -> None: ...
+    class CgroupsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +76,9 @@ class Container(_message.Message):
     EXECS_FIELD_NUMBER: _ClassVar[int]
     MOUNTED_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    CGROUPS_FIELD_NUMBER: _ClassVar[int]
+    IO_UID_FIELD_NUMBER: _ClassVar[int]
+    IO_GID_FIELD_NUMBER: _ClassVar[int]
     id: str
     bundle: str
     runtime: str
@@ -81,7 +91,10 @@ class Container(_message.Message):
     execs: _containers.MessageMap[str, Process]
     mounted: bool
     created: bool
-    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ...) -> None: ...
+    cgroups: _containers.ScalarMap[str, str]
+    io_uid: int
+    io_gid: int
+    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ..., cgroups: _Optional[_Mapping[str, str]] = ..., io_uid: _Optional[int] = ..., io_gid: _Optional[int] = ...) -> None: ...
 
 class Connection(_message.Message):
     __slots__ = ("tag", "pending", "discarding")

@@ -41,9 +41,25 @@ def delete(container: state_pb2.Container) -> list[str]:
     return [*global_flags(container), "delete", "--force", container.id]
 
 
-def kill_all(container: state_pb2.Container, signal: int) -> list[str]:
-    """``kill --all``."""
-    return [*global_flags(container), "kill", "--all", container.id, str(signal)]
+def kill(container: state_pb2.Container, signal: int, *, everyone: bool) -> list[str]:
+    """``kill`` of the init, or of ``everyone`` in the container."""
+    who = ["--all"] if everyone else []
+    return [*global_flags(container), "kill", *who, container.id, str(signal)]
+
+
+def pause(container: state_pb2.Container) -> list[str]:
+    """``pause``."""
+    return [*global_flags(container), "pause", container.id]
+
+
+def resume(container: state_pb2.Container) -> list[str]:
+    """``resume``."""
+    return [*global_flags(container), "resume", container.id]
+
+
+def update(container: state_pb2.Container) -> list[str]:
+    """``update`` with the resources that come on stdin."""
+    return [*global_flags(container), "update", "--resources", "-", container.id]
 
 
 def execute(container: state_pb2.Container, process: state_pb2.Process) -> list[str]:

@@ -6,8 +6,9 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from pyshim.api import events_pb2, options_pb2, state_pb2, task_pb2
-from pyshim.runtime import command, mounts
+from pyshim.api import events_pb2, state_pb2, task_pb2
+from pyshim.cgroups import locate
+from pyshim.runtime import command, mounts, options
 from pyshim.service import commands, exits, states
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
@@ -40,6 +41,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         _undo(task, call, container, error)
         return
     container.init.pid = pid
+    container.cgroups.update(locate.around(pid))
     container.created = True
     states.register(container.init)
     messages = terminal.forget_console(store, container.init)
@@ -120,15 +122,13 @@ def _event(request: task_pb2.CreateTaskRequest, pid: int) -> events_pb2.TaskCrea
 def _record(request: task_pb2.CreateTaskRequest, namespace: str) -> state_pb2.Container:
     """A new container's record, from its request, its options and its config.json."""
     container = state_pb2.Container(id=request.id, bundle=request.bundle, runtime="runc")
-    root = DEFAULT_ROOT
-    if request.options.type_url.rpartition("/")[2] == "containerd.runc.v1.Options":
-        options = options_pb2.Options.FromString(request.options.value)
-        container.runtime = options.binary_name or container.runtime
-        root = options.root or root
-        container.systemd_cgroup = options.systemd_cgroup
-        container.no_pivot_root = options.no_pivot_root
-        container.no_new_keyring = options.no_new_keyring
-    container.root = os.path.join(root, namespace)
+    chosen = options.decode(request.options)
+    container.runtime = chosen.binary_name or container.runtime
+    container.root = os.path.join(chosen.root or DEFAULT_ROOT, namespace)
+    container.systemd_cgroup = chosen.systemd_cgroup
+    container.no_pivot_root = chosen.no_pivot_root
+    container.no_new_keyring = chosen.no_new_keyring
+    container.io_uid, container.io_gid = chosen.io_uid, chosen.io_gid
     _read_config(container)
     container.init.stdin, container.init.stdout = request.stdin, request.stdout
     container.init.stderr, container.init.terminal = request.stderr, request.terminal
@@ -143,8 +143,15 @@ def _read_config(container: state_pb2.Container) -> None:
             linux = json.load(file).get("linux") or {}
         spaces = linux.get("namespaces") or []
         container.private_pids = any(s.get("type") == "pid" and not s.get("path") for s in spaces)
+        container.io_uid = container.io_uid or _root_of(linux.get("uidMappings") or [])
+        container.io_gid = container.io_gid or _root_of(linux.get("gidMappings") or [])
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise StatusError(Code.INVALID_ARGUMENT, f"{path}: {error}") from error
     if str(linux.get("cgroupsPath", "")).count(":") == 2:
         # Only the systemd driver's paths have the form slice:prefix:name; docker sends no options.
         container.systemd_cgroup = True
+
+
+def _root_of(mappings: list[dict[str, int]]) -> int:
+    """The host's id of the container's root, 0 where they are the same."""
+    return next((m["hostID"] for m in mappings if m.get("containerID") == 0), 0)

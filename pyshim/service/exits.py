@@ -35,7 +35,7 @@ def settle(task: Task, container: state_pb2.Container) -> None:
         if process.status == Status.RUNNING:
             _exit(task, container, process)
     init = container.init
-    if init.starting or init.status not in {Status.CREATED, Status.RUNNING}:
+    if init.starting or init.status not in {Status.CREATED, Status.RUNNING, Status.PAUSED}:
         return
     execs = container.execs.values()
     pending = any(process.starting or process.status == Status.RUNNING for process in execs)

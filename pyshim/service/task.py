@@ -15,11 +15,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from pyshim.api import events_pb2, options_pb2, state_pb2, task_pb2
-from pyshim.cgroups import members
+from pyshim.cgroups import locate
 from pyshim.events.publisher import Publisher
 from pyshim.monitor.channel import Message
-from pyshim.runtime import command
-from pyshim.service import commands, exits, states
+from pyshim.service import control, exits, states
 from pyshim.service.create import create
 from pyshim.service.delete import delete
 from pyshim.service.server import Server
@@ -50,7 +49,11 @@ class Task:
             "Start": partial(start, self),
             "State": self.state,
             "Wait": self.wait,
-            "Kill": self.kill,
+            "Kill": partial(control.kill, self),
+            "Pause": partial(control.pause, self),
+            "Resume": partial(control.resume, self),
+            "Update": partial(control.update, self),
+            "Stats": partial(control.stats, self),
             "Delete": partial(delete, self),
             "Exec": self.exec,
             "Pids": self.pids,
@@ -120,11 +123,15 @@ class Task:
         """What is known of a process."""
         request = task_pb2.StateRequest.FromString(call.payload)
         process = self.process(request.id, request.exec_id)
+        container = self.container(request.id)
+        status = process.status
+        if status == Status.RUNNING and container.init.status == Status.PAUSED:
+            status = Status.PAUSED  # an exec is as frozen as its container
         reply = task_pb2.StateResponse(
             id=process.id or request.id,
-            bundle=self.container(request.id).bundle,
+            bundle=container.bundle,
             pid=process.pid,
-            status=task_pb2.Status.Name(task_pb2.Status.ValueType(process.status)),
+            status=task_pb2.Status.Name(task_pb2.Status.ValueType(status)),
             stdin=process.stdin,
             stdout=process.stdout,
             stderr=process.stderr,
@@ -143,30 +150,6 @@ class Task:
         if process.status == Status.STOPPED or process.failed:
             exits.answer_waits(self, request.id, process)
 
-    async def kill(self, call: state_pb2.Call) -> None:
-        """Signals one process, or with ``all`` every process of the container."""
-        request = task_pb2.KillRequest.FromString(call.payload)
-        container = self.container(request.id)
-        process = self.process(request.id, request.exec_id)
-        states.check(process, "kill")
-        if request.all and not request.exec_id:
-            await self._kill_all(call, container, request.signal)
-        else:
-            await commands.kill(self.store, process.pid, request.signal)
-        self.server.answer(call, b"")
-
-    async def _kill_all(
-        self, call: state_pb2.Call, container: state_pb2.Container, signal: int
-    ) -> None:
-        spawned = None
-        if not call.token:
-            argv = command.kill_all(container, signal)
-            spawned = commands.spawn(self.store, call, argv, container.bundle)
-        status = await commands.outcome(self.store, call, spawned)
-        if status:
-            text = command.last_error(container)
-            raise StatusError(_kill_code(text), text or command.failure(container, "kill", status))
-
     async def pids(self, call: state_pb2.Call) -> None:
         """Every process in the container's cgroup; the former init's pid once it has exited.
 
@@ -174,10 +157,7 @@ class Task:
         """
         request = task_pb2.PidsRequest.FromString(call.payload)
         container = self.container(request.id)
-        init = container.init
-        # The number of a process that has gone may be another's by now.
-        alive = init.status != Status.STOPPED and not exits.over(self.store, container)
-        found = (members.pids_around(init.pid) if alive else []) or [init.pid]
+        found = locate.pids(dict(container.cgroups)) or [container.init.pid]
         execs = {process.pid: process.id for process in container.execs.values()}
         reply = task_pb2.PidsResponse()
         for pid in found:
@@ -239,14 +219,3 @@ class Task:
         with contextlib.suppress(FileNotFoundError):
             if state.socket_inode in {0, os.stat(state.socket).st_ino}:
                 os.unlink(state.socket)
-
-
-def _kill_code(text: str) -> Code:
-    """The code of a runtime's kill that failed, by its text as the Go shim does."""
-    gone = (
-        "process already finished",
-        "container not running",
-        "no such process",
-        "does not exist",
-    )
-    return Code.NOT_FOUND if any(phrase in text.lower() for phrase in gone) else Code.UNKNOWN

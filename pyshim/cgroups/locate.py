@@ -1,0 +1,87 @@
+"""Where the control group of a process lies, on a host with cgroup v1, v2 or both.
+
+Pure but for ``around``: the two texts are those of proc(5).
+"""
+
+from __future__ import annotations
+
+import os
+
+UNIFIED = ""  # the key of a v2 group; those of v1 are controllers' names
+
+
+def around(pid: int) -> dict[str, str]:
+    """The folders of the group that ``pid`` is in, by controller; empty when it has gone."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            membership = file.read()
+        with open("/proc/self/mountinfo", encoding="utf-8") as file:
+            mounts = file.read()
+    except OSError:
+        return {}
+    return folders(membership, mounts)
+
+
+def folders(membership: str, mountinfo: str) -> dict[str, str]:
+    """The folders by controller, from /proc/PID/cgroup and /proc/PID/mountinfo.
+
+    The roots of hierarchies are left out: they are the host's, no container's.  With any group in
+    v1 the unified one is left out, since on such a hybrid host it has no controllers.
+    """
+    points = mount_points(mountinfo)
+    found: dict[str, str] = {}
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if path == "/" or path.startswith("/.."):
+            continue
+        for name in controllers.split(","):
+            if name in points:
+                root, point = points[name]
+                inside = path[len(root.rstrip("/")) :] if path.startswith(root) else path
+                found[name] = os.path.join(point, inside.lstrip("/"))
+    if len(found) > 1:
+        found.pop(UNIFIED, None)
+    return found
+
+
+def mount_points(mountinfo: str) -> dict[str, tuple[str, str]]:
+    """Which part of each hierarchy is mounted where, by controller."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        root, point = unescape(fields[3]), unescape(fields[4])
+        if kind[0] == "cgroup2":
+            found.setdefault(UNIFIED, (root, point))
+        elif kind[0] == "cgroup":
+            for name in kind[2].split(","):
+                found.setdefault(name, (root, point))
+    return found
+
+
+def unescape(text: str) -> str:
+    """A path of mountinfo, in which white space is written in octal."""
+    for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        text = text.replace(code, character)
+    return text
+
+
+def pids(groups: dict[str, str]) -> list[int]:
+    """All processes in a group and below it; empty when there is none."""
+    for name in ("pids", "devices", "memory", UNIFIED, *groups):
+        found = _read_pids(groups[name]) if name in groups else []
+        if found:
+            return sorted(found)
+    return []
+
+
+def _read_pids(base: str) -> list[int]:
+    found: list[int] = []
+    for folder, _, files in os.walk(base):
+        if "cgroup.procs" in files:
+            try:
+                with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
+                    found += [int(line) for line in file]
+            except OSError:
+                continue  # removed meanwhile, or threaded, where it cannot be read
+    return found

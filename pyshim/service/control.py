@@ -1,0 +1,120 @@
+"""The calls that act on a container's processes as a whole: Kill, Pause, Resume, Update, Stats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pyshim.api import events_pb2, state_pb2, task_pb2
+from pyshim.cgroups import locate, v1, v2
+from pyshim.runtime import command
+from pyshim.service import commands, exits, states
+from pyshim.service.link import memfd
+from pyshim.service.states import Status
+from pyshim.stdio.streams import Streams
+from pyshim.ttrpc.status import Code, StatusError
+
+if TYPE_CHECKING:
+    from pyshim.service.task import Task
+
+GONE_TEXTS = (
+    "process already finished",
+    "container not running",
+    "no such process",
+    "does not exist",
+)
+
+
+async def kill(task: Task, call: state_pb2.Call) -> None:
+    """The call Kill: one process, or with ``all`` every process of the container."""
+    request = task_pb2.KillRequest.FromString(call.payload)
+    container = task.container(request.id)
+    process = task.process(request.id, request.exec_id)
+    if not call.token:
+        states.check(process, "kill")
+    everyone = request.all and not process.id
+    # What is frozen by cgroup v1 does not even die of SIGKILL; the runtime knows how to do it.
+    if everyone or (not process.id and process.status == Status.PAUSED) or call.token:
+        argv = command.kill(container, request.signal, everyone=everyone)
+        await _run(task, call, container, argv, "kill")
+    else:
+        await commands.kill(task.store, process.pid, request.signal)
+    task.server.answer(call, b"")
+
+
+async def pause(task: Task, call: state_pb2.Call) -> None:
+    """The call Pause."""
+    container = task.container(task_pb2.PauseRequest.FromString(call.payload).id)
+    if not call.token:
+        states.check(container.init, "pause")
+    await _run(task, call, container, command.pause(container), "pause")
+    _advance(task, container, "pause")
+    task.publisher.queue("/tasks/paused", events_pb2.TaskPaused(container_id=container.id))
+    task.server.answer(call, b"")
+
+
+async def resume(task: Task, call: state_pb2.Call) -> None:
+    """The call Resume."""
+    container = task.container(task_pb2.ResumeRequest.FromString(call.payload).id)
+    if not call.token:
+        states.check(container.init, "resume")
+    await _run(task, call, container, command.resume(container), "resume")
+    _advance(task, container, "resume")
+    task.publisher.queue("/tasks/resumed", events_pb2.TaskResumed(container_id=container.id))
+    task.server.answer(call, b"")
+
+
+async def update(task: Task, call: state_pb2.Call) -> None:
+    """The call Update: the resources are the runtime-spec's LinuxResources as JSON."""
+    request = task_pb2.UpdateTaskRequest.FromString(call.payload)
+    container = task.container(request.id)
+    streams = Streams()
+    if not call.token:
+        states.check(container.init, "update")
+        streams.child = [streams.own(memfd(request.resources.value))]
+    await _run(task, call, container, command.update(container), "update", streams)
+    task.server.answer(call, b"")
+
+
+async def stats(task: Task, call: state_pb2.Call) -> None:
+    """The call Stats: the metrics of the container's control group."""
+    container = task.container(task_pb2.StatsRequest.FromString(call.payload).id)
+    groups = dict(container.cgroups)
+    alive = container.init.status != Status.STOPPED and not exits.over(task.store, container)
+    if not groups or not alive:
+        raise StatusError(Code.NOT_FOUND, "cgroup does not exist")
+    reply = task_pb2.StatsResponse()
+    found = (
+        v2.metrics(groups[locate.UNIFIED], container.init.pid)
+        if locate.UNIFIED in groups
+        else v1.metrics(groups, container.init.pid)
+    )
+    reply.stats.type_url = found.DESCRIPTOR.full_name
+    reply.stats.value = found.SerializeToString()
+    task.server.answer(call, reply.SerializeToString())
+
+
+async def _run(
+    task: Task,
+    call: state_pb2.Call,
+    container: state_pb2.Container,
+    argv: Sequence[str],
+    action: str,
+    streams: Streams | None = None,
+) -> None:
+    """Runs the runtime's command of ``call`` to its end; raises StatusError when it fails."""
+    spawned = None
+    if not call.token:
+        spawned = commands.spawn(task.store, call, argv, container.bundle, streams)
+    status = await commands.outcome(task.store, call, spawned)
+    if status:
+        text = command.last_error(container)
+        gone = any(phrase in text.lower() for phrase in GONE_TEXTS)
+        code = Code.NOT_FOUND if gone and action == "kill" else Code.UNKNOWN
+        raise StatusError(code, text or command.failure(container, action, status))
+
+
+def _advance(task: Task, container: state_pb2.Container, action: str) -> None:
+    """The transition, unless the init has exited meanwhile."""
+    if container.init.status != Status.STOPPED and not exits.over(task.store, container):
+        states.advance(container.init, action)
