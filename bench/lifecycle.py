@@ -38,6 +38,8 @@ THEIR_SHIM = "containerd-shim-runc-v2"
 RESULTS = Path(__file__).with_name("results.json")
 STEADY_S = 1.0
 STEADY_SHARE = 0.01
+# runc keeps all containers of the host in one folder.
+PREFIX = f"bench{os.getpid()}"
 KIB = 1024
 
 Record = dict[str, Any]
@@ -122,7 +124,7 @@ def measure_times(containerd: Containerd, runs: int) -> Record:
 
 def time_of_run(containerd: Containerd, name: str, runtime: str) -> float:
     """Seconds from the start of ctr to its end; raises AssertionError when the run fails."""
-    command = containerd.run(f"{containerd.home.name}-{name}", "/bin/true", runtime=runtime)
+    command = containerd.run(f"{PREFIX}-{name}", "/bin/true", runtime=runtime)
     started = time.perf_counter()
     done = containerd.ctr(*command)
     assert done.returncode == 0, f"ctr run with {runtime}: {done.stderr}"
@@ -169,7 +171,7 @@ def measure_memory(containerd: Containerd, count: int) -> Record:
 @contextmanager
 def idle_containers(containerd: Containerd, count: int, runtime: str) -> Iterator[None]:
     """That many sleeping containers; removed afterwards, and with them their shims."""
-    names = [f"{containerd.home.name}-idle{number}" for number in range(count)]
+    names = [f"{PREFIX}-idle{number}" for number in range(count)]
     for name in names:
         command = containerd.run(name, "/bin/sleep", "100000", flags=("-d",), runtime=runtime)
         done = containerd.ctr(*command)
