@@ -34,7 +34,13 @@ DIRECTIVES = (
     "language_level=3,boundscheck=False,wraparound=False,cdivision=True,"
     "initializedcheck=False,emit_code_comments=False"
 )
-PT_DYNAMIC, PT_INTERP, SHT_SYMTAB = 2, 3, 2
+CFLAGS = (
+    *("-std=gnu11", "-D_GNU_SOURCE", "-g", "-Os", "-static", "-Wno-everything"),
+    *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
+    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-sanitize=all"),
+)
+PT_LOAD, PT_DYNAMIC, PT_INTERP, SHT_SYMTAB = 1, 2, 3, 2
+E_SHOFF, E_SHNUM = 40, 60  # offsets in an ELF64 header
 
 
 class BuildError(Exception):
@@ -42,7 +48,7 @@ class BuildError(Exception):
 
 
 def build_id(root: Path = ROOT) -> str:
-    """Sixteen hex digits that change with any source file of the three programs."""
+    """Sixteen hex digits that change with any source file of the programs."""
     digest = hashlib.sha256()
     for folder in ("native", "pyinit", "pyshim", "portproxy"):
         for path in sorted((root / folder).rglob("*")):
@@ -71,29 +77,13 @@ def compile_and_link(c_file: Path, output: Path, arch: str, root: Path = ROOT) -
 
     Raises BuildError when the compiler fails or the binary is not free of Python.
     """
+    whole = c_file.with_suffix(".symbols")
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl"]
-    command += [
-        "-std=gnu11",
-        "-Os",
-        "-static",
-        "-Wno-everything",
-        "-ffunction-sections",
-        "-fdata-sections",
-    ]
-    command += ["-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-sanitize=all"]
-    command += [
-        "-D_GNU_SOURCE",
-        "-Wl,--gc-sections",
-        f"-I{root / 'native/python'}",
-        f"-I{root / 'native'}",
-    ]
     command += [f'-DPYSHIM_VERSION="{version(root)}"', f'-DPYSHIM_BUILD="{build_id(root)}"']
-    command += [str(c_file), str(root / "native/main.c")]
-    whole = output.with_suffix(".symbols")
-    run([*command, "-g", "-o", str(whole)])
+    command += [*CFLAGS, f"-I{root / 'native/python'}", f"-I{root / 'native'}"]
+    run([*command, str(c_file), str(root / "native/main.c"), "-o", str(whole)])
     check_binary(whole)
-    whole.unlink()
-    run([*command, "-s", "-o", str(output)])
+    strip(whole, output)
 
 
 def run(command: list[str]) -> None:
@@ -135,6 +125,24 @@ def symbols(data: bytes, table: tuple[int, ...], sections: list[tuple[int, ...]]
     return [name for name in found if name]
 
 
+def strip(whole: Path, output: Path) -> None:
+    """Writes what ``whole`` loads, without sections and symbols: what was checked is delivered.
+
+    Linking a second time would do, but has zig build its libc a second time, for a minute.
+    """
+    data = bytearray(whole.read_bytes())
+    (phoff,) = struct.unpack_from("<Q", data, 32)
+    phentsize, phnum = struct.unpack_from("<HH", data, 54)
+    headers = [struct.unpack_from("<IIQQQQ", data, phoff + i * phentsize) for i in range(phnum)]
+    end = max(offset + size for kind, _, offset, _, _, size in headers if kind == PT_LOAD)
+    struct.pack_into("<Q", data, E_SHOFF, 0)
+    struct.pack_into("<HH", data, E_SHNUM, 0, 0)
+    draft = output.with_suffix(".draft")  # the program may be running
+    draft.write_bytes(data[:end])
+    draft.chmod(0o755)
+    draft.replace(output)
+
+
 def build(names: list[str], arch: str, out: Path, root: Path = ROOT) -> dict[str, Path]:
     """Builds the programs ``names`` for ``arch`` into ``out``; returns name → path."""
     out.mkdir(parents=True, exist_ok=True)
@@ -153,9 +161,10 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
-        arch = ARCHITECTURES.get(os.environ.get("PYSHIM_ARCH", platform.machine()).lower())
+        machine = os.environ.get("PYSHIM_ARCH") or platform.machine()
+        arch = ARCHITECTURES.get(machine.lower())
         if arch is None:
-            raise BuildError(f"{platform.machine()}: only x86_64 and aarch64 are supported")
+            raise BuildError(f"{machine}: only x86_64 and aarch64 are supported")
         built = build(list(PROGRAMS), arch, root / "build" / arch, root)
         build_data["shared_scripts"] = {str(path): name for name, path in built.items()}
         build_data["pure_python"] = False
