@@ -18,16 +18,17 @@ def group() -> None:
 @group.command()
 def demo() -> None:
     """Run a container through containerd, pyshim, pyinit and portproxy, and check each step."""
-    from pyshim.cli.demo import Failed, run
+    from pyshim.cli.demo import run
+    from pyshim.cli.stage import Failed, Interrupted
 
     try:
         run()
-    except Failed as error:
+    except (Failed, OSError) as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except Interrupted as interrupt:
         click.echo("demo: interrupted; everything has been removed", err=True)
-        sys.exit(130)
+        sys.exit(128 + interrupt.number)
 
 
 def main() -> None:
