@@ -5,17 +5,31 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py $(shell find native pyinit pyshim portproxy -type f \
 	-not -path '*/__pycache__/*')
 
+# Some ways to become root leave these out, and Debian has runc there.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 .PHONY: demo test lint wheels bench setup clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.packages: packages.txt
+$(VENV)/.packages: packages.txt tests/install-packages
 	sh tests/install-packages packages.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.packages $(SOURCES)
-	$(BIN)/pip install --quiet '.[dev]'
+$(VENV)/.test-packages: tests/packages.txt $(VENV)/.packages
+	sh tests/install-packages packages.txt tests/packages.txt
+	touch $@
+
+# What a build requires stays here: with an environment of its own for each build, zig would also
+# have a libc to build each time.
+$(VENV)/.tools: pyproject.toml $(VENV)/.packages
+	sed -n '/^requires = /{s/.*\[//;s/\].*//;s/[" ]//g;s/,/\n/g;p}' pyproject.toml >$@.txt
+	$(BIN)/pip install --quiet --requirement $@.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.tools $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation '.[dev]'
 	touch $@
 
 demo: setup
@@ -26,7 +40,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(VENV)/.test-packages
 	$(BIN)/python hatch_build.py --arch aarch64 --out build/aarch64 pyinit
 	$(BIN)/python -m pytest
 
