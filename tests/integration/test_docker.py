@@ -131,7 +131,8 @@ def test_exec(docker: Dockerd) -> None:
     assert (done.returncode, done.stdout) == (6, "yes\n")
     done = docker.docker("exec", name, "/no/such/program")
     assert done.returncode in {126, 127}
-    assert "no such file or directory" in done.stdout + done.stderr
+    # Once: what the runtime says on the exec's own stderr is not passed on.
+    assert (done.stdout + done.stderr).count("no such file or directory") == 1
 
 
 def test_terminals(docker: Dockerd) -> None:
@@ -208,7 +209,7 @@ def test_missing_program_gives_the_runtimes_reason(docker: Dockerd) -> None:
     done = docker.run("--rm", IMAGE, "/no/such/program")
     assert done.returncode == 127
     assert "/no/such/program" in done.stderr
-    assert "no such file or directory" in done.stderr
+    assert done.stderr.count("no such file or directory") == 1
 
 
 def test_busy_port(docker: Dockerd) -> None:
