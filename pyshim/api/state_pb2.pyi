@@ -6,8 +6,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Output(_message.Message):
+    __slots__ = ("source_tag", "uri")
+    SOURCE_TAG_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    source_tag: int
+    uri: str
+    def __init__(self, source_tag: _Optional[int] = ..., uri: _Optional[str] = ...) -> None: ...
+
 class Process(_message.Message):
-    __slots__ = ("id", "pid", "status", "stdin", "stdout", "stderr", "terminal", "spec", "exit_status", "exited_seconds", "exited_nanos", "relays", "stdin_relay", "keeper_tag", "console_tag", "master_tag", "console_path", "starting", "failed")
+    __slots__ = ("id", "pid", "status", "stdin", "stdout", "stderr", "terminal", "spec", "exit_status", "exited_seconds", "exited_nanos", "relays", "stdin_relay", "keeper_tag", "console_tag", "master_tag", "console_path", "starting", "failed", "outputs")
     ID_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +35,7 @@ class Process(_message.Message):
     CONSOLE_PATH_FIELD_NUMBER: _ClassVar[int]
     STARTING_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     id: str
     pid: int
     status: int
@@ -46,7 +55,8 @@ class Process(_message.Message):
     console_path: str
     starting: bool
     failed: bool
-    def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ...) -> None: ...
+    outputs: _containers.RepeatedCompositeFieldContainer[Output]
+    def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ...) -> None: ...
 
 class Container(_message.Message):
     __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid")

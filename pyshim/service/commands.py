@@ -17,7 +17,7 @@ from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
 from pyshim.service.link import memfd
 from pyshim.service.store import Record, Store
-from pyshim.stdio.streams import Streams, let_go
+from pyshim.stdio.streams import Streams
 from pyshim.ttrpc.status import Code, StatusError
 
 # A runtime command that has not ended by then is taken for hung.
@@ -45,8 +45,7 @@ def spawn(
     program = channel.encode_program(cwd, argv, dict(store.state.env))
     fd = streams.own(memfd(program))
     message = Message(Type.SPAWN, fields, (fd, *streams.child), sequence)
-    owned, streams.owned = streams.owned, []
-    store.commit(*streams.messages, message, *let_go(store, call), owned=owned)
+    store.commit(*streams.messages, message, owned=streams.sent(store))
     return reply
 
 

@@ -34,6 +34,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         status = await commands.outcome(store, call, spawned)
         if status:
             raise StatusError(Code.UNKNOWN, command.failure(container, "create", status))
+        streams.connect(store, call, container.init)
         await terminal.connect(store, call, container.init)
         pid = command.read_pid(os.path.join(container.bundle, command.INIT_PID_FILE))
         await commands.track(store, pid)

@@ -92,6 +92,7 @@ def release(store: Store, process: state_pb2.Process) -> list[Message]:
     for relay in [*process.relays, process.stdin_relay]:
         messages += store.stop_relay(relay)
         store.released_relays.add(relay)
+    messages += store.drop(*(output.source_tag for output in process.outputs))
     messages += store.drop(process.keeper_tag, process.master_tag)
     messages += terminal.forget_console(store, process)
     if process.pid:

@@ -61,6 +61,7 @@ async def _start_exec(
         status = await commands.outcome(store, call, spawned)
         if status:
             raise StatusError(Code.UNKNOWN, command.failure(container, "exec", status))
+        streams.connect(store, call, process)
         await terminal.connect(store, call, process)
         pid = command.read_pid(command.exec_pid_path(container, process))
         await commands.track(store, pid)

@@ -1,7 +1,11 @@
 """Opens what a process's stdin, stdout and stderr are connected to.
 
 The monitor pumps the bytes; here the ends are opened and the messages are made that give them
-to it.  Every descriptor that is opened here is in ``Streams.owned`` until the datagram is sent.
+to it.  Every descriptor that is opened here is in ``Streams.owned``, to be closed when the datagram
+has been sent, or in ``Streams.held``, for the store.
+
+Output is relayed only once the runtime has done its work.  Until then it is the runtime's own, and
+what that says on stderr when it fails is not for the container's reader.
 """
 
 from __future__ import annotations
@@ -30,24 +34,38 @@ class Streams:
     child: list[int] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     owned: list[int] = field(default_factory=list)
+    held: dict[int, int] = field(default_factory=dict)
 
     def own(self, fd: int) -> int:
         """Notes that ``fd`` is to be closed once it has been sent; returns it."""
         self.owned.append(fd)
         return fd
 
+    def hold(self, tag: int, fd: int) -> None:
+        """Has the monitor hold ``fd``, which is owned, and the store keep it."""
+        self.messages.append(Message(Type.HOLD, (tag, 0), (fd,)))
+        self.owned.remove(fd)
+        self.held[tag] = fd
+
+    def sent(self, store: Store) -> list[int]:
+        """Gives up every descriptor; returns those to be closed with the datagram."""
+        store.held.update(self.held)
+        owned, self.owned, self.held = self.owned, [], {}
+        return owned
+
     def close(self) -> None:
         """Closes everything, for a set-up that failed."""
-        for fd in self.owned:
+        for fd in (*self.owned, *self.held.values()):
             os.close(fd)
         self.owned.clear()
+        self.held.clear()
 
 
 async def pipes(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> Streams:
-    """Pipes to the process, and relays between them and its fifos or files.
+    """Pipes to the process, a relay for its stdin, and what ``connect`` needs for its output.
 
-    Changes ``process`` (relays, keeper) and ``call`` (what is held for it).  Raises StatusError or
-    OSError, with nothing left open.
+    Changes ``process`` and ``call`` (what is held for it).  Raises StatusError or OSError, with
+    nothing left open.
     """
     clear(process)  # what a service noted that was killed before it could begin
     streams = Streams()
@@ -74,7 +92,36 @@ async def _open_all(
         elif uri:
             reader, writer = os.pipe2(os.O_CLOEXEC)
             streams.child[number] = streams.own(writer)
-            await add_output(store, call, process, streams, streams.own(reader), uri)
+            streams.own(reader)
+            await open_output(store, call, streams, uri)
+            output = process.outputs.add(source_tag=store.new_tag(), uri=uri)
+            streams.hold(output.source_tag, reader)
+
+
+def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> None:
+    """Begins to relay the output of a process that the runtime has made.
+
+    Commits the state.  Raises OSError.
+    """
+    if not process.outputs:
+        return
+    streams = Streams()
+    relays = []
+    try:
+        for output in process.outputs:
+            target, flags = _open(output.uri, streams)
+            relays.append(store.new_relay())
+            ends = (store.held[output.source_tag], target)
+            streams.messages.append(Message(Type.RELAY, (relays[-1], flags), ends))
+    except BaseException:
+        streams.close()
+        raise
+    for output in process.outputs:
+        streams.own(store.held.pop(output.source_tag))
+        streams.messages += store.drop(output.source_tag)
+    process.relays.extend(relays)
+    del process.outputs[:]
+    store.commit(*streams.messages, *let_go(store, call), owned=streams.sent(store))
 
 
 def add_stdin(store: Store, process: state_pb2.Process, streams: Streams, target: int) -> None:
@@ -94,19 +141,22 @@ def add_stdin(store: Store, process: state_pb2.Process, streams: Streams, target
     streams.messages.append(Message(Type.HOLD, (process.keeper_tag, HoldFlag.OPEN), (source,)))
 
 
-async def add_output(
-    store: Store,
-    call: state_pb2.Call,
-    process: state_pb2.Process,
-    streams: Streams,
-    source: int,
-    uri: str,
-) -> None:
-    """A relay from ``source`` to the fifo or file that ``uri`` names, once a fifo has a reader.
+async def open_output(
+    store: Store, call: state_pb2.Call, streams: Streams, uri: str
+) -> tuple[int, int]:
+    """Opens the fifo or file that ``uri`` names, a fifo once it has a reader.
 
-    Changes ``process``, and ``call`` for the fifo.  Raises StatusError for an unknown scheme and
-    for a reader that does not come, OSError else.
+    Returns what RELAY wants: the descriptor, which ``streams`` owns, and flags.  Changes ``call``
+    for a fifo.  Raises StatusError for an unknown scheme and for a reader that does not come,
+    OSError else.
     """
+    target, flags = _open(uri, streams)
+    if flags & RelayFlag.OPEN_DESTINATION:
+        await await_reader(store, call, target, fifo_path(uri))
+    return target, flags
+
+
+def _open(uri: str, streams: Streams) -> tuple[int, int]:
     path = fifo_path(uri)
     if urlsplit(uri).scheme == "file":
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
@@ -114,15 +164,11 @@ async def add_output(
         target = streams.own(os.open(path, create, 0o644))
     else:
         target = streams.own(os.open(path, os.O_PATH | os.O_CLOEXEC))
-    flags = 0
     if is_fifo(target):
-        flags = RelayFlag.OPEN_DESTINATION
-        await await_reader(store, call, target, path)
-    elif urlsplit(uri).scheme != "file":
+        return target, int(RelayFlag.OPEN_DESTINATION)
+    if urlsplit(uri).scheme != "file":
         target = streams.own(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
-    relay = store.new_relay()
-    process.relays.append(relay)
-    streams.messages.append(Message(Type.RELAY, (relay, flags), (source, target)))
+    return target, 0
 
 
 async def await_reader(store: Store, call: state_pb2.Call, fifo: int, path: str) -> None:
@@ -174,4 +220,5 @@ def fifo_path(uri: str) -> str:
 def clear(process: state_pb2.Process) -> None:
     """Forgets which streams a process has, in the state."""
     del process.relays[:]
+    del process.outputs[:]
     process.stdin_relay = process.keeper_tag = process.console_tag = process.master_tag = 0

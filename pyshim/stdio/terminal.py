@@ -16,7 +16,7 @@ import termios
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, Type
 from pyshim.service.store import Store
-from pyshim.stdio.streams import Streams, add_output, add_stdin, clear, let_go
+from pyshim.stdio.streams import Streams, add_stdin, clear, let_go, open_output
 from pyshim.ttrpc.status import Code, StatusError
 
 TERMINAL_TIMEOUT_S = 10
@@ -66,8 +66,7 @@ async def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process
     if master < 0:
         raise StatusError(Code.UNKNOWN, "the OCI runtime connected but sent no terminal")
     streams = await _relays(store, call, process, master)
-    owned, streams.owned = streams.owned, []
-    store.commit(*streams.messages, *let_go(store, call), owned=owned)
+    store.commit(*streams.messages, *let_go(store, call), owned=streams.sent(store))
 
 
 def peek(connection: int) -> int:
@@ -89,24 +88,24 @@ async def _relays(
 ) -> Streams:
     """Relays between the terminal ``master`` (now owned) and the process's fifos.
 
-    Changes ``process`` and ``call``; ``store`` keeps the master, for its size.  Raises StatusError
-    or OSError, with nothing left open.
+    Changes ``process`` and ``call``.  Raises StatusError or OSError, with nothing left open.
     """
     del process.relays[:]  # what a service noted that was killed before it could commit them
     streams = Streams()
     streams.own(master)
     try:
         if process.stdout:
-            await add_output(store, call, process, streams, master, process.stdout)
+            target, flags = await open_output(store, call, streams, process.stdout)
+            relay = store.new_relay()
+            process.relays.append(relay)
+            streams.messages.append(Message(Type.RELAY, (relay, flags), (master, target)))
         if process.stdin:
             add_stdin(store, process, streams, master)
         process.master_tag = store.new_tag()
-        streams.messages.append(Message(Type.HOLD, (process.master_tag, 0), (master,)))
+        streams.hold(process.master_tag, master)
     except BaseException:
         streams.close()
         raise
-    streams.owned.remove(master)
-    store.held[process.master_tag] = master
     return streams
 
 
