@@ -68,7 +68,10 @@ def _cpu(found: api.Metrics, groups: dict[str, str]) -> None:
 
 
 def _memory(found: api.Metrics, folder: str) -> None:
-    known = found.memory.DESCRIPTOR.fields_by_name
+    # "swap" is a number in the file and, with more to it, a message of its own below.
+    known = {
+        field.name for field in found.memory.DESCRIPTOR.fields if field.name not in MEMORY_ENTRIES
+    }
     for key, value in files.numbers(folder, "memory.stat").items():
         total = "total_" if key.startswith("total_") else ""
         bare = key[len(total) :]

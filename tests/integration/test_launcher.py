@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,6 +33,19 @@ def installed(name: str) -> Path | None:
     """The program beside the interpreter, or as it was built in this tree."""
     folders = [Path(os.environ.get("PYSHIM_BIN", Path(sys.executable).parent)).absolute(), BUILT]
     return next((folder / name for folder in folders if (folder / name).exists()), None)
+
+
+def only(found: Callable[[], Collection[int]], what: str) -> int:
+    """What ``found`` returns, once it is a single one; others come and go."""
+    last: Collection[int] = ()
+
+    def single() -> bool:
+        nonlocal last
+        last = found()
+        return len(last) == 1
+
+    eventually(single, what)
+    return next(iter(last))
 
 
 class Host:
@@ -102,8 +115,7 @@ class Host:
 
     def one_zygote(self) -> int:
         """The zygote, when it has become the only one."""
-        eventually(lambda: len(self.zygotes()) == 1, "one zygote is left")
-        return next(iter(self.zygotes()))
+        return only(self.zygotes, "one zygote is left")
 
     def monitors(self) -> dict[int, str]:
         """What was started as a monitor."""
@@ -450,8 +462,7 @@ def test_killed_children_of_the_zygote_cost_nothing(host: Host) -> None:
             path = host.start(bundle, name)
             connect(path)
             # A service that the monitor executes has its command line until it is one.
-            eventually(lambda: len(host.named(MONITOR)) == 1, "there is one monitor")
-            (monitor,) = host.named(MONITOR)
+            monitor = only(lambda: host.named(MONITOR), "there is one monitor")
             answer = host.act("delete", bundle, name)
             assert (answer.returncode, answer.stderr) == (0, b"")
             assert task_pb2.DeleteResponse.FromString(answer.stdout).exit_status == 137

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import empty_pb2
 
-from pyshim.api import task_pb2, ttrpc_pb2
+from pyshim.api import cgroups1_pb2, task_pb2, ttrpc_pb2
 from pyshim.ttrpc import codec, framing
 from pyshim.ttrpc.client import Client
 from pyshim.ttrpc.status import Code, StatusError
@@ -90,11 +90,21 @@ def test_both_names_are_served(client: Client, service: str, containerd: Contain
     assert reply.task_pid == containerd.tasks()[NAME][0]
 
 
+def test_stats(client: Client) -> None:
+    reply = client.call(TASK_V2, "Stats", task_pb2.StatsRequest(id=NAME), task_pb2.StatsResponse)
+    assert reply.stats.type_url == "io.containerd.cgroups.v1.Metrics"
+    found = cgroups1_pb2.Metrics.FromString(reply.stats.value)
+    assert found.pids.current == 1
+    assert found.cpu.usage.total > 0
+    assert found.memory.usage.usage > 0
+    assert found.memory.usage.limit > found.memory.usage.usage
+
+
 def test_what_is_wrong_has_its_code(client: Client) -> None:
     request = task_pb2.StateRequest(id=NAME)
     assert refused(client, "no.Such", "State", request)[0] == Code.UNIMPLEMENTED
     assert refused(client, TASK_V2, "NoSuch", request)[0] == Code.UNIMPLEMENTED
-    assert refused(client, TASK_V2, "Stats", request)[0] == Code.UNIMPLEMENTED
+    assert refused(client, TASK_V2, "Checkpoint", request)[0] == Code.UNIMPLEMENTED
     unknown = task_pb2.StateRequest(id="unknown")
     assert refused(client, TASK_V2, "State", unknown)[0] == Code.NOT_FOUND
     unknown = task_pb2.StateRequest(id=NAME, exec_id="unknown")
