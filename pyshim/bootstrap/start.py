@@ -24,6 +24,7 @@ from pyshim.api import state_pb2
 from pyshim.bootstrap import address
 from pyshim.bootstrap.flags import Flags
 from pyshim.monitor import channel
+from pyshim.monitor.memfd import memfd
 from pyshim.zygote.address import close_from
 from pyshim.zygote.address import socket_path as zygote_socket_path
 
@@ -165,7 +166,7 @@ def start_monitor(
     """Starts the monitor with its first state; its pid."""
     command = [find_monitor(), "--zygote", zygote or zygote_socket_path()]
     command += ["--python", sys.executable]
-    state = memfd("pyshim-state", first_state(flags, bundle, group, listener.getsockname()))
+    state = memfd(first_state(flags, bundle, group, listener.getsockname()))
     try:
         if launcher is None:
             return spawn(command, bundle, listener.fileno(), state)
@@ -211,20 +212,11 @@ def is_text(value: str) -> bool:
     return True
 
 
-def memfd(name: str, data: bytes) -> int:
-    """An anonymous file that holds ``data``."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
 def ask_launcher(
     launcher: socket.socket, command: list[str], bundle: str, listener: int, state: int
 ) -> int:
     """Has the launcher start the monitor, in containerd's cgroup and namespaces; its pid."""
-    program = memfd("pyshim-program", channel.encode_program(bundle, command, dict(os.environ)))
+    program = memfd(channel.encode_program(bundle, command, dict(os.environ)))
     try:
         launcher.settimeout(LAUNCHER_TIMEOUT_S)
         header = HEADER.pack(channel.ZYGOTE_MAGIC, KIND_START_MONITOR)

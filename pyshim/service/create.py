@@ -72,7 +72,7 @@ async def _begin(
         if request.terminal:
             opened = terminal.console(store, container.bundle, container.init)
         else:
-            opened = await streams.pipes(store, call, container.init)
+            opened = await streams.pipes(store, call, container.init, owner_of(container))
         store.state.containers[request.id].CopyFrom(container)
         return commands.spawn(store, call, command.create(container), request.bundle, opened)
     except BaseException:
@@ -82,6 +82,11 @@ async def _begin(
         raise
     finally:
         task.beginning.discard(request.id)
+
+
+def owner_of(container: state_pb2.Container) -> tuple[int, int]:
+    """Who owns the pipes to the container's processes: uid and gid on the host."""
+    return container.io_uid, container.io_gid
 
 
 def _rootfs(container: state_pb2.Container) -> str:

@@ -20,19 +20,6 @@ SEND_TIMEOUT_S = 30
 EVENTS = {Type.HELD, Type.RECORD, Type.RELAY_STATUS, Type.RANG}
 
 
-def memfd(content: bytes) -> int:
-    """A new memfd that holds ``content``; the caller owns it.  Raises OSError."""
-    fd = os.memfd_create("pyshim", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 class Link:
     """Owns the channel's socket.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.runtime import command
 from pyshim.service import commands, exits, states
+from pyshim.service.create import owner_of
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -114,7 +115,7 @@ async def _begin_exec(
         if process.terminal:
             opened = terminal.console(store, container.bundle, process)
         else:
-            opened = await streams.pipes(store, call, process)
+            opened = await streams.pipes(store, call, process, owner_of(container))
         process.starting = True
         argv = command.execute(container, process)
         return commands.spawn(store, call, argv, container.bundle, opened)

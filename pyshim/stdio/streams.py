@@ -61,16 +61,23 @@ class Streams:
         self.held.clear()
 
 
-async def pipes(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> Streams:
+async def pipes(
+    store: Store, call: state_pb2.Call, process: state_pb2.Process, owner: tuple[int, int]
+) -> Streams:
     """Pipes to the process, a relay for its stdin, and what ``connect`` needs for its output.
 
-    Changes ``process`` and ``call`` (what is held for it).  Raises StatusError or OSError, with
-    nothing left open.
+    The process's ends belong to ``owner`` (uid and gid on the host), so that it may open them again
+    by /dev/stdout in a user namespace.  Changes ``process`` and ``call`` (what is held for it).
+    Raises StatusError or OSError, with nothing left open.
     """
     clear(process)  # what a service noted that was killed before it could begin
     streams = Streams()
     try:
         await _open_all(store, call, process, streams)
+        if owner != (0, 0):
+            for fd in set(streams.child):
+                if is_fifo(fd):
+                    os.fchown(fd, *owner)
     except BaseException:
         streams.close()
         raise

@@ -107,6 +107,49 @@ def test_exec_kill_and_list(containerd: Containerd) -> None:
     nothing_left(containerd)
 
 
+def test_pause_resume_and_kill_while_paused(containerd: Containerd) -> None:
+    containerd.ctr(*containerd.run("ice", "/bin/sleep", "1000", flags=("-d",)))
+    try:
+        with events(containerd) as seen:
+            assert containerd.ctr("task", "pause", "ice").returncode == 0
+            assert containerd.tasks()["ice"][1] == "PAUSED"
+            again = containerd.ctr("task", "pause", "ice")
+            assert "cannot pause a paused container" in again.stderr
+            refused = containerd.ctr("task", "exec", "--exec-id", "a", "ice", "/bin/true")
+            assert "cannot exec in a paused state" in refused.stderr
+            assert containerd.ctr("task", "resume", "ice").returncode == 0
+            assert containerd.tasks()["ice"][1] == "RUNNING"
+            done = containerd.ctr("task", "exec", "--exec-id", "b", "ice", "/bin/true")
+            assert done.returncode == 0
+            assert containerd.ctr("task", "pause", "ice").returncode == 0
+            assert containerd.ctr("task", "kill", "-s", "SIGKILL", "ice").returncode == 0
+            eventually(lambda: containerd.tasks()["ice"][1] == "STOPPED", "the task has stopped")
+            eventually(
+                lambda: any(t == "/tasks/exit" and e["id"] == "ice" for t, e in seen), "exit"
+            )
+            topics = [t for t, _ in seen if t in {"/tasks/paused", "/tasks/resumed"}]
+        assert topics == ["/tasks/paused", "/tasks/resumed", "/tasks/paused"]
+        assert "exit code 137" in containerd.ctr("task", "delete", "ice").stderr
+    finally:
+        containerd.ctr("task", "delete", "-f", "ice")
+        containerd.ctr("container", "delete", "ice")
+    nothing_left(containerd)
+
+
+def test_metrics(containerd: Containerd) -> None:
+    containerd.ctr(*containerd.run("count", "/bin/sleep", "1000", flags=("-d",)))
+    try:
+        done = containerd.ctr("task", "metrics", "--format", "json", "count")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["pids"]["current"] == 1
+        assert found["memory"]["usage"]["usage"] > 0
+    finally:
+        containerd.ctr("task", "delete", "-f", "count")
+        containerd.ctr("container", "delete", "count")
+    nothing_left(containerd)
+
+
 def test_exec_with_terminal(containerd: Containerd) -> None:
     containerd.ctr(*containerd.run("xt", "/bin/sleep", "1000", flags=("-d",)))
     try:

@@ -267,3 +267,18 @@ def test_containerd_killed_and_started_again(docker: Dockerd) -> None:
     waiting = docker.spawn("wait", name)
     assert docker.docker("stop", "--time", str(BOUND_S), name).returncode == 0
     assert waiting.communicate(timeout=BOUND_S)[0] == "23\n"
+
+
+def test_pause_stats_and_update(docker: Dockerd) -> None:
+    name = serving(docker, "--memory", "64m")
+    assert docker.docker("pause", name).returncode == 0
+    assert docker.docker("inspect", "-f", "{{.State.Status}}", name).stdout.strip() == "paused"
+    assert docker.docker("unpause", name).returncode == 0
+    shown = docker.docker("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", name)
+    assert shown.returncode == 0, shown.stderr
+    assert "/ 64MiB" in shown.stdout
+    assert int(shown.stdout.split()[-1]) >= 2
+    updated = docker.docker("update", "--memory", "96m", "--memory-swap", "96m", name)
+    assert updated.returncode == 0, updated.stderr
+    shown = docker.docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name)
+    assert "/ 96MiB" in shown.stdout
