@@ -8,8 +8,8 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import select
 import socket
-import struct
 from collections.abc import Callable, Iterable, Sequence
 
 from pyshim.monitor import channel
@@ -18,6 +18,22 @@ from pyshim.monitor.channel import Message, Type
 # A monitor that takes nothing for this long is stopped or gone; the service cannot go on.
 SEND_TIMEOUT_S = 30
 EVENTS = {Type.HELD, Type.RECORD, Type.RELAY_STATUS, Type.RANG}
+
+
+def receive(
+    sock: socket.socket, size: int, fd_count: int, flags: int
+) -> tuple[bytes, list[int], int]:
+    """Data, descriptors and flags of one recvmsg(2).  Raises OSError.
+
+    socket.recv_fds of CPython 3.11 drops its ``flags``: a peek would take what it looks at.
+    """
+    ancillary_size = socket.CMSG_LEN(fd_count * array.array("i").itemsize)
+    data, ancillary, got, _ = sock.recvmsg(size, ancillary_size, flags)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds), got
 
 
 class Link:
@@ -36,8 +52,6 @@ class Link:
         self._lost = lost
         self._sequence = 0
         self._replies: dict[int, asyncio.Future[tuple[int, int]]] = {}
-        timeout = struct.pack("ll", SEND_TIMEOUT_S, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
     def open(self) -> None:
         """Says HELLO and begins to receive; needs a running loop."""
@@ -47,15 +61,30 @@ class Link:
     def send(self, messages: Iterable[Message], owned: Sequence[int] = ()) -> None:
         """Sends one datagram, then closes ``owned``: the monitor has its own copies.
 
-        Raises OSError when the monitor has gone.
+        Waits while the monitor is behind.  Raises OSError when it has gone, or takes nothing.
         """
         try:
             data, fds = channel.encode(messages)
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            self.sock.sendmsg([data], rights)
+            while not self._sent(data, rights):
+                self._await_room()
         finally:
             for fd in owned:
                 os.close(fd)
+
+    def _sent(self, data: bytes, rights: list[tuple[int, int, array.array[int]]]) -> bool:
+        """Whether there was room; the loop has made the socket non-blocking."""
+        try:
+            self.sock.sendmsg([data], rights)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _await_room(self) -> None:
+        room = select.poll()
+        room.register(self.sock, select.POLLOUT)
+        if not room.poll(SEND_TIMEOUT_S * 1000):
+            raise TimeoutError(f"the monitor has taken nothing for {SEND_TIMEOUT_S} s")
 
     def expect(self) -> tuple[int, asyncio.Future[tuple[int, int]]]:
         """A sequence number for a request, and the future of its reply (errno, value)."""
@@ -72,7 +101,7 @@ class Link:
     def _readable(self) -> None:
         for _ in range(64):
             try:
-                data, fds, flags, _ = socket.recv_fds(
+                data, fds, flags = receive(
                     self.sock,
                     channel.MAX_DATAGRAM_BYTES,
                     channel.MAX_DATAGRAM_FDS,

@@ -15,6 +15,7 @@ import termios
 
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, Type
+from pyshim.service.link import receive
 from pyshim.service.store import Store
 from pyshim.stdio.streams import Streams, add_stdin, clear, let_go, open_output
 from pyshim.ttrpc.status import Code, StatusError
@@ -77,7 +78,7 @@ def peek(connection: int) -> int:
     with socket.socket(fileno=os.dup(connection)) as sock:
         flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            _, fds, _, _ = socket.recv_fds(sock, 4096, 1, flags)
+            _, fds, _ = receive(sock, 4096, 1, flags)
         except BlockingIOError:
             return -1
     return fds[0] if fds else -1

@@ -1,0 +1,60 @@
+"""The service's end of the channel, on real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pyshim.monitor import channel
+from pyshim.monitor.channel import Message, Type
+from pyshim.service.link import Link, receive
+
+Pair = tuple[socket.socket, socket.socket]
+BOUND_S = 30
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two ends of a channel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_peek_leaves_data_and_descriptors_to_the_next_reader(pair: Pair) -> None:
+    ours, theirs = pair
+    with open(os.devnull) as sent:
+        socket.send_fds(theirs, [b"terminal"], [sent.fileno()])
+    peek = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    for flags in (peek, peek, socket.MSG_CMSG_CLOEXEC):
+        data, fds, _ = receive(ours, 4096, 1, flags)
+        assert (data, len(fds)) == (b"terminal", 1)
+        assert not os.get_inheritable(fds[0])
+        os.close(fds[0])
+    with pytest.raises(BlockingIOError):
+        receive(ours, 4096, 1, peek)
+
+
+def test_waits_for_a_monitor_that_is_behind(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.setblocking(False)  # as the event loop does
+    full = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            full += ours.send(b"x")
+    message = Message(Type.SEND, (5, 3), tail=b"abc")
+    link = Link(ours, lambda message: None, lambda: None)
+    sender = threading.Thread(target=link.send, args=([message],), daemon=True)
+    sender.start()
+    sender.join(0.1)
+    assert sender.is_alive()
+    theirs.settimeout(BOUND_S)
+    assert all(theirs.recv(channel.MAX_DATAGRAM_BYTES) == b"x" for _ in range(full))
+    assert channel.decode(theirs.recv(channel.MAX_DATAGRAM_BYTES), []) == [message]
+    sender.join(BOUND_S)
+    assert not sender.is_alive()
