@@ -35,7 +35,7 @@ DIRECTIVES = (
     "initializedcheck=False,emit_code_comments=False"
 )
 CFLAGS = (
-    *("-std=gnu11", "-D_GNU_SOURCE", "-g", "-Os", "-static", "-Wno-everything"),
+    *("-std=gnu11", "-g", "-Os", "-static", "-Wno-everything"),
     *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-sanitize=all"),
 )
@@ -79,11 +79,21 @@ def compile_and_link(c_file: Path, output: Path, arch: str, root: Path = ROOT) -
     """
     whole = c_file.with_suffix(".symbols")
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl"]
-    command += [f'-DPYSHIM_VERSION="{version(root)}"', f'-DPYSHIM_BUILD="{build_id(root)}"']
-    command += [*CFLAGS, f"-I{root / 'native/python'}", f"-I{root / 'native'}"]
+    command += [*CFLAGS, *source_flags(root)]
     run([*command, str(c_file), str(root / "native/main.c"), "-o", str(whole)])
     check_binary(whole)
     strip(whole, output)
+
+
+def source_flags(root: Path = ROOT) -> list[str]:
+    """What the C needs of any compiler: where its headers are, and what it is told."""
+    return [
+        "-D_GNU_SOURCE",
+        f"-I{root / 'native/python'}",
+        f"-I{root / 'native'}",
+        f'-DPYSHIM_VERSION="{version(root)}"',
+        f'-DPYSHIM_BUILD="{build_id(root)}"',
+    ]
 
 
 def run(command: list[str]) -> None:

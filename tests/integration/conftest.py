@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import sanitized
 from tests.integration.containerd import (
     BOUND_S,
     RUNTIME,
@@ -15,9 +17,42 @@ from tests.integration.containerd import (
     make_rootfs,
     mounts_below,
     processes_of,
+    scripts,
 )
 
 __all__ = ["BOUND_S", "RUNTIME", "Containerd", "eventually", "mounts_below", "processes_of"]
+
+
+# For what a sanitizer's runtime changes by design: memory and time that a program takes.
+plain_only = pytest.mark.parametrize("programs", ["plain"], indirect=True)
+
+
+@pytest.fixture(scope="session", params=["plain", "sanitized"])
+def programs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The folder of the native programs: as they are installed, and built with sanitizers."""
+    if request.param == "plain":
+        yield scripts().absolute()
+        return
+    folder = sanitized.build(tmp_path_factory.mktemp("sanitized") / "environment")
+    yield folder
+    assert sanitized.reports(folder) == ""
+
+
+@pytest.fixture(autouse=True)
+def no_report(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A sanitizer's report fails the test, whatever the test makes of the program's end."""
+    folder = request.getfixturevalue("programs") if "programs" in request.fixturenames else None
+    yield
+    if folder is not None:
+        assert sanitized.reports(folder) == ""
+
+
+def interpreter(programs: Path) -> str:
+    """The Python that has the native programs of the folder ``programs`` beside it."""
+    beside = programs / "python3"
+    return str(beside) if beside.exists() else sys.executable
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,19 +19,11 @@ import pytest
 
 from pyshim.api import info_pb2, task_pb2
 from pyshim.zygote import address
-from tests.integration.conftest import eventually, processes_of
+from tests.integration.conftest import eventually, interpreter, processes_of
 
 PROGRAM = "containerd-shim-pyshim-v2"
 MONITOR = "pyshim-monitor"
 BOUND_S = 60
-BUILT = Path(__file__).resolve().parents[2] / "build" / os.uname().machine
-PYTHON = os.environ.get("PYSHIM_PYTHON", sys.executable)
-
-
-def installed(name: str) -> Path | None:
-    """The program beside the interpreter, or as it was built in this tree."""
-    folders = [Path(os.environ.get("PYSHIM_BIN", Path(sys.executable).parent)).absolute(), BUILT]
-    return next((folder / name for folder in folders if (folder / name).exists()), None)
 
 
 def only(found: Callable[[], Collection[int]], what: str) -> int:
@@ -51,26 +42,20 @@ def only(found: Callable[[], Collection[int]], what: str) -> int:
 class Host:
     """Private folders for bundles, sockets and the zygote; every process that has them in mind."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, programs: Path, home: Path) -> None:
         self.home = home
+        self.python = interpreter(programs)
         self.runtime = home / "run"
         self.sockets = home / "s"
         self.bin = home / "bin"
         self.bin.mkdir()
-        monitor = installed(MONITOR)
-        if monitor is None:  # anything that stays and keeps its descriptors
-            (self.bin / MONITOR).write_text("#!/bin/sh\nexec sleep 600\n")
-            (self.bin / MONITOR).chmod(0o755)
-        else:
-            (self.bin / MONITOR).symlink_to(monitor)
-        launcher = installed(PROGRAM)
-        assert launcher is not None, f"{PROGRAM} is not built"
-        self.launcher = launcher
+        (self.bin / MONITOR).symlink_to(programs / MONITOR)
+        self.launcher = programs / PROGRAM
         self.env = {
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "PYSHIM_RUNTIME_DIR": str(self.runtime),
             "PYSHIM_SOCKET_DIR": str(self.sockets),
-            "PYSHIM_PYTHON": PYTHON,
+            "PYSHIM_PYTHON": self.python,
         }
 
     def bundle(self, name: str, config: str = "{}") -> Path:
@@ -127,6 +112,10 @@ class Host:
         found = self.monitors()
         return [pid for pid, line in found.items() if line.split(" ")[0].endswith(program)]
 
+    def one_monitor(self) -> int:
+        """The monitor, when it is the only one: what it executes looks like it for a moment."""
+        return only(lambda: self.named(MONITOR), "there is one monitor")
+
     def end(self) -> None:
         """Ends everything, by pid, until nothing is left."""
 
@@ -140,9 +129,9 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def host(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     home = tmp_path_factory.mktemp("l")
-    found = Host(home)
+    found = Host(programs, home)
     try:
         yield found
     finally:
@@ -231,14 +220,14 @@ def test_an_interpreter_that_cannot_be_executed(host: Host) -> None:
 
 def test_the_interpreter_beside_the_program(host: Host) -> None:
     host.launcher = shutil.copy(host.launcher, host.bin / PROGRAM)
-    (host.bin / "python3").write_text(f'#!/bin/sh\nexec "{PYTHON}" "$@"\n')
+    (host.bin / "python3").write_text(f'#!/bin/sh\nexec "{host.python}" "$@"\n')
     (host.bin / "python3").chmod(0o755)
     assert host.run("-info", PYSHIM_PYTHON="").returncode == 0
 
 
 def test_the_interpreter_of_the_last_zygote(host: Host) -> None:
     host.run("-info")
-    assert (host.runtime / "interpreter").read_text() == f"{PYTHON}\n"
+    assert (host.runtime / "interpreter").read_text() == f"{host.python}\n"
     host.launcher = shutil.copy(host.launcher, host.home / "copied")
     assert host.run("-info", PYSHIM_PYTHON="").returncode == 0
 
@@ -336,20 +325,20 @@ def test_a_dead_socket_is_replaced(host: Host) -> None:
     connect(path)
 
 
-def environment_with(monitor: str, folder: Path) -> Path:
-    """The interpreter of an environment like ours, whose monitor is ``monitor``."""
-    ours = Path(PYTHON).parent
+def environment_with(python: str, monitor: str, folder: Path) -> Path:
+    """The interpreter of an environment like that of ``python``, whose monitor is ``monitor``."""
+    ours = Path(python).parent
     (folder / "bin").mkdir(parents=True)
     (folder / "pyvenv.cfg").write_text((ours.parent / "pyvenv.cfg").read_text())
     (folder / "lib").symlink_to(ours.parent / "lib")
-    (folder / "bin/python3").symlink_to(Path(PYTHON).resolve())
+    (folder / "bin/python3").symlink_to(Path(python).resolve())
     (folder / "bin" / MONITOR).write_text(monitor)
     (folder / "bin" / MONITOR).chmod(0o755)
     return folder / "bin/python3"
 
 
 def test_a_monitor_that_cannot_be_executed_leaves_nothing(host: Host) -> None:
-    python = environment_with("no program\n", host.home / "environment")
+    python = environment_with(host.python, "no program\n", host.home / "environment")
     text = refused(host.act("start", host.bundle("b"), PYSHIM_PYTHON=str(python)))
     assert str(python.parent / MONITOR) in text
     assert not list(host.sockets.iterdir())
@@ -423,11 +412,11 @@ def test_an_idle_zygote_ends(host: Host) -> None:
 
 def test_a_zygote_is_started_from_python_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYSHIM_RUNTIME_DIR", str(host.runtime))
-    path = address.socket_path(PYTHON)
-    address.ensure(PYTHON)
+    path = address.socket_path(host.python)
+    address.ensure(host.python)
     eventually(lambda: address.answers(path), "the zygote answers")
     zygote = host.one_zygote()
-    address.ensure(PYTHON)
+    address.ensure(host.python)
     assert host.one_zygote() == zygote
     files = {os.readlink(link) for link in Path(f"/proc/{zygote}/fd").iterdir()}
     assert {name for name in files if not name.startswith(("socket:", "anon_inode:"))} == {
@@ -461,8 +450,7 @@ def test_killed_children_of_the_zygote_cost_nothing(host: Host) -> None:
             name = f"c{number}"
             path = host.start(bundle, name)
             connect(path)
-            # A service that the monitor executes has its command line until it is one.
-            monitor = only(lambda: host.named(MONITOR), "there is one monitor")
+            monitor = host.one_monitor()
             answer = host.act("delete", bundle, name)
             assert (answer.returncode, answer.stderr) == (0, b"")
             assert task_pb2.DeleteResponse.FromString(answer.stdout).exit_status == 137
@@ -486,7 +474,7 @@ def test_a_stopped_zygote_is_done_without(host: Host) -> None:
     finally:
         os.kill(zygote, signal.SIGCONT)
     eventually(lambda: host.one_zygote() == zygote, "what it was asked has ended")
-    assert set(host.monitors()) == {monitor}
+    assert host.one_monitor() == monitor
     assert path.is_socket()
     connect(path)
 

@@ -22,18 +22,7 @@ import pytest
 from pyshim.monitor.channel import Message, Type, decode, encode, encode_program
 
 BOUND_S = 20
-ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
-
-
-def binary() -> Path:
-    """The installed monitor, or the one that was built here."""
-    folders = [Path(os.environ["PYSHIM_BIN"]).resolve()] if "PYSHIM_BIN" in os.environ else []
-    folders += [Path(sys.executable).parent, ROOT / "build/x86_64", ROOT / "build/aarch64"]
-    for folder in folders:
-        if (folder / "pyshim-monitor").exists():
-            return folder / "pyshim-monitor"
-    pytest.skip("pyshim-monitor is not built; run hatch_build.py")
 
 
 def eventually(true: Callable[[], object], what: str) -> None:
@@ -146,7 +135,9 @@ class Service:
 class Monitor:
     """A monitor, its listening socket and its zygote."""
 
-    def __init__(self, home: Path, python: str = "/no/python", zygote: bool = True) -> None:
+    def __init__(
+        self, binary: Path, home: Path, python: str = "/no/python", zygote: bool = True
+    ) -> None:
         self.home = home
         self.address = str(home / "listen.sock")
         self.zygote: socket.socket | None = None
@@ -162,7 +153,7 @@ class Monitor:
         # A small script puts the two where the launcher would: 3 and 4.
         move = [sys.executable, "-I", "-c", MOVE, str(listener.fileno()), str(state)]
         self.process = subprocess.Popen(
-            [*move, str(binary()), "--zygote", str(home / "zygote.sock"), "--python", python],
+            [*move, str(binary), "--zygote", str(home / "zygote.sock"), "--python", python],
             pass_fds=(listener.fileno(), state),
             cwd=home,
             stdin=subprocess.DEVNULL,
@@ -226,8 +217,13 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 @pytest.fixture
-def monitor(tmp_path: Path) -> Iterator[Monitor]:
-    started = Monitor(tmp_path)
+def binary(programs: Path) -> Path:
+    return programs / "pyshim-monitor"
+
+
+@pytest.fixture
+def monitor(binary: Path, tmp_path: Path) -> Iterator[Monitor]:
+    started = Monitor(binary, tmp_path)
     yield started
     assert started.process.poll() in {None, 0}, "the monitor must not die by itself"
     started.end()
@@ -793,11 +789,11 @@ exec sleep 1000
 """
 
 
-def test_without_a_zygote_python_is_executed(tmp_path: Path) -> None:
+def test_without_a_zygote_python_is_executed(binary: Path, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(SERVICE)
     python.chmod(0o755)
-    monitor = Monitor(tmp_path, str(python), zygote=False)
+    monitor = Monitor(binary, tmp_path, str(python), zygote=False)
     try:
         eventually(lambda: Path(monitor.address).exists(), "it listens")
         monitor.connect()
@@ -821,11 +817,11 @@ def test_without_a_zygote_python_is_executed(tmp_path: Path) -> None:
                 os.kill(int(pid), signal.SIGKILL)
 
 
-def test_zygote_that_drops_the_channel_is_replaced_by_python(tmp_path: Path) -> None:
+def test_zygote_that_drops_the_channel_is_replaced_by_python(binary: Path, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho run >> "$PYSHIM_TEST_HOME/ran"\n')
     python.chmod(0o755)
-    monitor = Monitor(tmp_path, str(python))
+    monitor = Monitor(binary, tmp_path, str(python))
     try:
         monitor.connect()
         monitor.activated().close()
@@ -837,13 +833,13 @@ def test_zygote_that_drops_the_channel_is_replaced_by_python(tmp_path: Path) -> 
         monitor.end()
 
 
-def test_command_line() -> None:
+def test_command_line(binary: Path) -> None:
     for arguments in ([], ["--zygote", "/x"], ["--what"], ["--python"]):
-        done = subprocess.run([binary(), *arguments], capture_output=True, text=True)
+        done = subprocess.run([binary, *arguments], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith("pyshim-monitor: ")
         assert done.stderr.count("\n") == 1
-    done = subprocess.run([binary(), "--version"], capture_output=True, text=True)
+    done = subprocess.run([binary, "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("pyshim-monitor ")
 

@@ -36,15 +36,10 @@ print(libc.syscall(fetch, ctypes.byref(mask), None, None, 8), flush=True)
 """
 
 
-@pytest.fixture(scope="session")
-def pyinit() -> str:
-    """The binary: installed, or as ``hatch_build.py`` leaves it."""
-    named = os.environ.get("PYSHIM_BIN")
-    folders = [Path(named)] if named else [ROOT / ".venv/bin", ROOT / "build/x86_64"]
-    for folder in folders:
-        if (folder / "pyinit").is_file():
-            return str(folder / "pyinit")
-    pytest.fail("pyinit is not built; run: python hatch_build.py --arch x86_64 pyinit")
+@pytest.fixture
+def pyinit(programs: Path) -> str:
+    """The binary."""
+    return str(programs / "pyinit")
 
 
 def run(*command: str, **options: object) -> subprocess.CompletedProcess[str]:

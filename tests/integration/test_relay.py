@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import interpreter, plain_only
+
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 30
 MIB = 1 << 20
@@ -29,19 +30,10 @@ LOW_FD_LIMIT = 24
 NOTHING_LISTENS = 1  # tcpmux
 
 
-def folders() -> list[Path]:
-    """Where the binary may be, best first."""
-    named = os.environ.get("PYSHIM_BIN")
-    return [Path(named)] if named else [ROOT / ".venv/bin", ROOT / "build/x86_64"]
-
-
-@pytest.fixture(scope="session")
-def binary() -> str:
-    """The relay: installed, or as ``hatch_build.py`` leaves it."""
-    for folder in folders():
-        if (folder / "portproxy-relay").is_file():
-            return str(folder / "portproxy-relay")
-    pytest.fail("portproxy-relay is not built; run: python hatch_build.py portproxy-relay")
+@pytest.fixture
+def binary(programs: Path) -> str:
+    """The relay."""
+    return str(programs / "portproxy-relay")
 
 
 def eventually(true: Callable[[], object], what: str) -> None:
@@ -399,6 +391,7 @@ def test_resets_become_fins_on_request(binary: str) -> None:
         made.end()
 
 
+@plain_only
 @pytest.mark.parametrize("reader", ["client", "container"])
 def test_a_slow_reader_holds_the_writer_back(forwarded: Forwarded, reader: str) -> None:
     client, accepted = forwarded.pair(receive_bytes=8192)
@@ -492,11 +485,11 @@ def test_survives_a_lack_of_descriptors(binary: str) -> None:
 class Tool:
     """A running ``portproxy``."""
 
-    def __init__(self, *mappings: str) -> None:
-        path = os.pathsep.join([*map(str, folders()), os.environ["PATH"]])
+    def __init__(self, programs: Path, *mappings: str) -> None:
+        path = os.pathsep.join([str(programs), os.environ["PATH"]])
         flags = [word for mapping in mappings for word in ("-p", mapping)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "portproxy", *flags],
+            [interpreter(programs), "-m", "portproxy", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -521,13 +514,12 @@ class Tool:
 
 
 @pytest.fixture
-def tools(binary: str) -> Iterator[Callable[..., Tool]]:
+def tools(programs: Path) -> Iterator[Callable[..., Tool]]:
     """Starts tools; they are gone afterwards."""
-    assert binary
     started: list[Tool] = []
 
     def start(*mappings: str) -> Tool:
-        started.append(Tool(*mappings))
+        started.append(Tool(programs, *mappings))
         return started[-1]
 
     yield start
