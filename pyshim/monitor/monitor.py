@@ -334,7 +334,8 @@ def settle():
     global watching
     idle: cython.bint
     flush()
-    if channel < 0 and wanted and not quitting and retry_at == 0:
+    # Again where it failed at once: no event would bring us back here before the first pause.
+    while channel < 0 and wanted and not quitting and retry_at == 0:
         activate()
     if channel >= 0:
         watch_channel()
