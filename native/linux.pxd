@@ -274,6 +274,13 @@ cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char* text, void* address)
 
 # --- used by the monitor ---
+cdef extern from "<sys/wait.h>" nogil:
+    int waitid(int which, pid_t pid, siginfo_t* about, int options)
+    enum: P_PID, WEXITED, WNOWAIT
+
+cdef extern from "<poll.h>" nogil:
+    enum: POLLRDHUP
+
 cdef extern from "<errno.h>" nogil:
     enum: EBADMSG, ECONNRESET, EEXIST, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, ENOTSOCK, EPERM, EPIPE
     enum: EPROTO

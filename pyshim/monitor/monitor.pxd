@@ -308,7 +308,10 @@ cdef void take_signals() noexcept nogil
 cdef void reap() noexcept nogil
 cdef void remember_exit(pid_t pid, int status) noexcept nogil
 cdef Process* find_process(pid_t pid, bint exited) noexcept nogil
+cdef Process* find_unclaimed(pid_t pid) noexcept nogil
+cdef bint is_child(pid_t pid) noexcept nogil
 cdef Process* new_process(pid_t pid) noexcept nogil
+cdef int oldest_unclaimed() noexcept nogil
 cdef int track(pid_t pid, long long* value) noexcept nogil
 cdef void forget(pid_t pid) noexcept nogil
 
@@ -394,6 +397,7 @@ cdef int put_replies() noexcept nogil
 cdef bint put_events() noexcept nogil
 cdef bint put_helds() noexcept nogil
 cdef bint put_records() noexcept nogil
+cdef bint put_processes(unsigned int exited) noexcept nogil
 cdef bint put_relays() noexcept nogil
 cdef bint put_welcome() noexcept nogil
 cdef int send_batch(int fd, void* data, size_t size, int* fds, int count) noexcept nogil

@@ -70,6 +70,7 @@ from cython.cimports.linux import (
     O_RDONLY,
     O_RDWR,
     O_WRONLY,
+    P_PID,
     POLLIN,
     POLLOUT,
     PR_SET_CHILD_SUBREAPER,
@@ -103,7 +104,9 @@ from cython.cimports.linux import (
     SOL_SOCKET,
     SPLICE_F_MOVE,
     SPLICE_F_NONBLOCK,
+    WEXITED,
     WNOHANG,
+    WNOWAIT,
     SYS_close_range,
     SYS_rt_sigprocmask,
     _exit,
@@ -156,6 +159,7 @@ from cython.cimports.linux import (
     shutdown,
     sigaddset,
     sigemptyset,
+    siginfo_t,
     signal,
     signalfd,
     signalfd_siginfo,
@@ -175,6 +179,7 @@ from cython.cimports.linux import (
     timespec,
     ucred,
     vfork,
+    waitid,
     waitpid,
     write,
 )
@@ -505,8 +510,8 @@ def remember_exit(pid, status):
     if process == cython.NULL:
         if spawned_count == 0:
             return
-        process = find_process(pid, True)  # the number was used before: the later exit counts
-        if process == cython.NULL or not process.record.flags & RECORD_UNCLAIMED:
+        process = find_unclaimed(pid)  # the number was used before: the later exit counts
+        if process == cython.NULL:
             process = new_process(pid)
         if process == cython.NULL:
             return
@@ -531,6 +536,22 @@ def find_process(pid, exited):
     return cython.NULL
 
 
+def find_unclaimed(pid):
+    """The entry of a pid that has exited while nobody had asked for it."""
+    at: cython.int
+    for at in range(process_top):
+        if processes[at].used and processes[at].record.pid == pid:
+            if processes[at].record.flags & RECORD_UNCLAIMED:
+                return processes + at
+    return cython.NULL
+
+
+def is_child(pid):
+    """Whether ``pid`` is a child of ours that has not been reaped."""
+    about: siginfo_t
+    return waitid(P_PID, pid, cython.address(about), WEXITED | WNOHANG | WNOWAIT) == 0
+
+
 def new_process(pid):
     """A fresh entry, or NULL when the table is full."""
     global process_top
@@ -538,7 +559,9 @@ def new_process(pid):
     while at < process_top and processes[at].used:
         at += 1
     if at == PROCESSES:
-        return cython.NULL
+        at = oldest_unclaimed()
+        if at < 0:
+            return cython.NULL
     if at == process_top:
         process_top += 1
     memset(processes + at, 0, cython.sizeof(processes[0]))
@@ -548,11 +571,33 @@ def new_process(pid):
     return processes + at
 
 
+def oldest_unclaimed():
+    """The index of the exit that was remembered first, the likeliest to be nobody's; or -1."""
+    at: cython.int
+    oldest: cython.int = -1
+    for at in range(process_top):
+        if not processes[at].record.flags & RECORD_UNCLAIMED:
+            continue
+        if (
+            oldest < 0
+            or processes[at].record.seconds < processes[oldest].record.seconds
+            or (
+                processes[at].record.seconds == processes[oldest].record.seconds
+                and processes[at].record.nanoseconds < processes[oldest].record.nanoseconds
+            )
+        ):
+            oldest = at
+    return oldest
+
+
 def track(pid, value):
     """TRACK; the error for the reply."""
     global dirty
     process: cython.pointer(Process) = find_process(pid, False)
     if process == cython.NULL:
+        process = find_unclaimed(pid)
+    # What was claimed has exited; a child of ours with its number is another process.
+    if process == cython.NULL and not is_child(pid):
         process = find_process(pid, True)
     if process != cython.NULL:
         process.record.flags = (process.record.flags & ~RECORD_UNCLAIMED) | RECORD_TRACKED
@@ -561,7 +606,7 @@ def track(pid, value):
             process.sent = 0
             dirty = True
         return 0
-    if pid <= 0 or (kill(pid, 0) != 0 and errno == ESRCH):
+    if pid <= 0 or pid == own_pid or (kill(pid, 0) != 0 and errno == ESRCH):
         return ESRCH
     process = new_process(pid)
     if process == cython.NULL:
@@ -650,11 +695,14 @@ def spawn(body, fds, count, value):
     munmap(memory, whole + size * cython.sizeof(cython.p_char))
     if pid < 0:
         return -pid
-    process = find_process(pid, True)
-    if process == cython.NULL or not process.record.flags & RECORD_UNCLAIMED:
+    # A tracked one of this number has ended without our seeing it: this exit will answer for both.
+    process = find_process(pid, False)
+    if process == cython.NULL:
+        process = find_unclaimed(pid)
+    if process == cython.NULL:
         process = new_process(pid)
     process.sent = 1
-    process.record.flags = RECORD_SPAWNED
+    process.record.flags = (process.record.flags & RECORD_TRACKED) | RECORD_SPAWNED
     process.record.token = body.token
     spawned_count += 1
     value[0] = pid
@@ -2088,7 +2136,6 @@ def put_helds():
 def put_records():
     """RECORD for each process that has news."""
     body: RecordBody
-    at: cython.int
     if end_signal != 0 and not end_signal_sent:
         memset(cython.address(body), 0, cython.sizeof(body))
         body.flags = RECORD_SPAWNED
@@ -2102,16 +2149,25 @@ def put_records():
             cython.address(end_signal_sent),
         ):
             return False
+    # Where a number was used again, what is said last is what is so.
+    return put_processes(RECORD_EXITED) and put_processes(0)
+
+
+def put_processes(exited):
+    """RECORD for those processes that have exited, or for those that have not."""
+    at: cython.int
     for at in range(process_top):
         if not processes[at].used or processes[at].sent:
             continue
         if processes[at].record.flags & RECORD_UNCLAIMED:
             continue
+        if (processes[at].record.flags & RECORD_EXITED) != exited:
+            continue
         if not put(
             RECORD,
             0,
             cython.address(processes[at].record),
-            cython.sizeof(body),
+            cython.sizeof(processes[at].record),
             -1,
             cython.address(processes[at].sent),
         ):

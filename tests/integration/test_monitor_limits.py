@@ -95,3 +95,95 @@ def test_an_activation_that_fails_is_tried_again(monitor: Monitor) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     close_all(monitor.activated().hello())
     os.close(writer)
+
+
+# --- Processes -----------------------------------------------------------------------------------
+
+
+def test_a_pid_that_is_used_again_is_another_process(unshared: Monitor) -> None:
+    service = unshared.service()
+    _, earlier = service.spawn("true")
+    pid, feed = orphan(service, 0)
+    assert service.ask(Type.TRACK, pid, 0) == (0, 0)
+    os.close(feed)
+    assert service.exit_of(pid).fields[3] == 0
+    again, feed = orphan(service, 6, as_next_pid(pid))
+    assert again == pid
+    service.send(Message(Type.FORGET, (earlier, 0)))  # its place is in front of the other's
+    assert service.ask(Type.TRACK, pid, 0) == (0, 0)
+    service.close()
+    service = unshared.activated()
+    dump = service.hello()
+    records = [m.fields[1] for m in dump if m.type == Type.RECORD and m.fields[0] == pid]
+    assert records == [1 | 4, 4]  # the one that runs is spoken of last
+    close_all(dump)
+    assert service.ask(Type.KILL, pid, 0) == (0, 0)
+    os.close(feed)
+    assert service.exit_of(pid).fields[3] == 6 << 8
+
+
+def test_a_remembered_exit_goes_before_the_one_that_was_claimed(unshared: Monitor) -> None:
+    service = unshared.service()
+    pid, feed = orphan(service, 0)
+    assert service.ask(Type.TRACK, pid, 0) == (0, 0)
+    os.close(feed)
+    assert service.exit_of(pid).fields[3] == 0
+    again, feed = orphan(service, 9, as_next_pid(pid))
+    assert again == pid
+    os.close(feed)
+    (inside,) = children_of(unshared.process.pid)
+    eventually(lambda: not children_of(inside), "it is reaped")
+    assert service.ask(Type.TRACK, pid, 0) == (0, 1)
+    assert service.exit_of(pid).fields[3] == 9 << 8
+
+
+def test_a_spawned_process_with_the_pid_of_one_whose_end_was_not_seen(unshared: Monitor) -> None:
+    service = unshared.service()
+    reader, writer = os.pipe()
+    theirs, ours = os.pipe()
+    script = "sleep 1000 >&- & echo $!; read x; kill -9 $!; wait $!; "
+    script += "echo $(($! - 1)) > /proc/sys/kernel/ns_last_pid; echo done; read x"
+    error, shell = service.spawn("sh", "-c", script, fds=(theirs, writer))
+    assert error == 0
+    with os.fdopen(reader) as said, os.fdopen(ours, "w") as commands:
+        grandchild = int(said.readline())
+        assert service.ask(Type.TRACK, grandchild, 0) == (0, 0)
+        commands.write("\n")
+        commands.flush()
+        assert "done" in said.readline()
+        error, pid = service.spawn("sh", "-c", "exit 4", token=99)
+        assert (error, pid) == (0, grandchild)
+        record = service.exit_of(pid)
+        assert record.fields[1] & 2
+        assert record.fields[2:4] == (99, 4 << 8)
+    service.exit_of(shell)
+
+
+def test_exits_that_nobody_asks_for_do_not_fill_the_table(monitor: Monitor) -> None:
+    service = monitor.service()
+    program = memfd(encode_program("/", ["sleep", "1000"], {"PATH": os.environ["PATH"]}))
+    error, keeper = service.ask(Type.SPAWN, 1, SPAWN_DIE_WITH_MONITOR, 0, fds=(program,))
+    assert error == 0
+    script = f"import os\nfor _ in range({PROCESSES + 50}):\n    os.fork() or os._exit(0)\n"
+    script += "last = os.fork() or os._exit(7)\n"
+    script += "os.waitid(os.P_PID, last, os.WEXITED | os.WNOWAIT)\nprint(last)\n"
+    reader, writer = os.pipe()
+    error, parent = service.spawn(sys.executable, "-I", "-S", "-c", script, fds=(os.dup(0), writer))
+    assert error == 0
+    with os.fdopen(reader) as output:
+        last = int(output.readlines()[-1])
+    service.exit_of(parent)
+    assert service.ask(Type.TRACK, last, 0) == (0, 1)
+    assert service.exit_of(last).fields[3] == 7 << 8
+    error, pid = service.spawn("sh", "-c", "exit 5")
+    assert error == 0
+    assert service.exit_of(pid).fields[3] == 5 << 8
+    assert service.ask(Type.KILL, keeper, signal.SIGKILL) == (0, 0)
+    assert service.exit_of(keeper).fields[3] == signal.SIGKILL
+
+
+def test_the_monitor_is_no_process_of_the_service(monitor: Monitor) -> None:
+    service = monitor.service()
+    assert service.ask(Type.TRACK, monitor.process.pid, 0) == (ESRCH, 0)
+    assert service.ask(Type.KILL, monitor.process.pid, signal.SIGKILL) == (ESRCH, 0)
+    assert service.park() == 0
