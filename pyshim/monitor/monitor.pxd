@@ -382,6 +382,7 @@ cdef unsigned char* alarm_mark() noexcept nogil
 cdef void channel_event(unsigned int events) noexcept nogil
 cdef void watch_channel() noexcept nogil
 cdef void receive() noexcept nogil
+cdef bint has_ended() noexcept nogil
 cdef void carry_out(size_t size) noexcept nogil
 cdef bint is_well_formed(Header* header) noexcept nogil
 cdef bint carry_out_one(Header* header, void* body, int* fds) noexcept nogil

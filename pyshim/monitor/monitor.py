@@ -73,6 +73,7 @@ from cython.cimports.linux import (
     P_PID,
     POLLIN,
     POLLOUT,
+    POLLRDHUP,
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
     PROT_READ,
@@ -986,7 +987,8 @@ def send_piece(tag, data, size, fd):
     """SEND: ``size`` bytes of ``data`` or of the memfd ``fd``, which is the monitor's from here."""
     held: cython.pointer(Held) = find_held(tag)
     piece: cython.int
-    if held == cython.NULL or size == 0:
+    # To a listening socket it would fail, and shutting that down would be the end of it.
+    if held == cython.NULL or held.flags & HOLD_ACCEPT or size == 0:
         if fd >= 0:
             close(fd)
         return
@@ -1742,7 +1744,7 @@ def receive():
     # ECONNRESET: it has gone without reading all; what it sent is still to come.
     if size < 0 and (errno == EAGAIN or errno == EINTR or errno == ECONNRESET):
         return
-    if size <= 0:
+    if size < 0:
         lose_service()
         return
     arrived_count = 0
@@ -1755,14 +1757,30 @@ def receive():
             memcpy(arrived, CMSG_DATA(head), count * cython.sizeof(cython.int))
             arrived_count = count
         head = CMSG_NXTHDR(cython.address(message), head)
+    if size == 0 and has_ended():
+        close_all(arrived, arrived_count)
+        lose_service()
+        return
     if end_signal != 0 and end_signal_sent:
         end_signal = 0
         end_signal_until = 0
+    if size == 0:
+        close_all(arrived, arrived_count)
+        reply(0, EBADMSG, 0)
+        return
     if message.msg_flags & (MSG_TRUNC | MSG_CTRUNC):
         close_all(arrived, arrived_count)
         reply(cython.cast(cython.pointer(Header), datagram).sequence, EBADMSG, 0)
         return
     carry_out(size)
+
+
+def has_ended():
+    """Whether nothing more can come, when nothing was read: an empty datagram reads the same."""
+    waiting: cython.int = 0
+    if not is_ready(channel, POLLRDHUP):
+        return False
+    return ioctl(channel, FIONREAD, cython.address(waiting)) != 0 or waiting == 0
 
 
 def carry_out(size):
@@ -1844,6 +1862,8 @@ def carry_out_one(header, body, fds):
         close(state_fd)
         state_fd = fds[0]
     elif kind == SPAWN:
+        if cython.cast(cython.pointer(SpawnBody), body).flags & ~SPAWN_DIE_WITH_MONITOR:
+            return False
         error = spawn(
             cython.cast(cython.pointer(SpawnBody), body), fds, header.fds, cython.address(value)
         )

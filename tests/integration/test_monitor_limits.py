@@ -187,3 +187,52 @@ def test_the_monitor_is_no_process_of_the_service(monitor: Monitor) -> None:
     assert service.ask(Type.TRACK, monitor.process.pid, 0) == (ESRCH, 0)
     assert service.ask(Type.KILL, monitor.process.pid, signal.SIGKILL) == (ESRCH, 0)
     assert service.park() == 0
+
+
+# --- Messages ------------------------------------------------------------------------------------
+
+
+def test_an_empty_datagram_is_not_the_end(monitor: Monitor) -> None:
+    service = monitor.service()
+    assert service.channel.send(b"") == 0
+    assert service.wait(Type.REPLY).fields[0] == EBADMSG
+    reader, writer = os.pipe()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [writer]))]
+    service.channel.sendmsg([b""], rights)
+    assert service.wait(Type.REPLY).fields[0] == EBADMSG
+    os.close(writer)
+    assert os.read(reader, 1) == b""  # the monitor has closed its copy
+    os.close(reader)
+    service.park_in_the_end()
+
+
+def test_an_empty_datagram_before_the_end_leaves_nothing(monitor: Monitor) -> None:
+    service = monitor.service()
+    reader, writer = os.pipe()
+    os.kill(monitor.process.pid, signal.SIGSTOP)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [writer]))]
+    service.channel.sendmsg([b""], rights)
+    service.send(Message(Type.STATE, (), (memfd(b"sent after it"),)))
+    service.channel.close()
+    os.kill(monitor.process.pid, signal.SIGCONT)
+    dump = monitor.activated().hello()
+    assert os.pread(dump[0].fds[0], 100, 0) == b"sent after it"
+    close_all(dump)
+    os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+def test_an_unknown_flag_of_a_spawn_is_not_understood(monitor: Monitor) -> None:
+    service = monitor.service()
+    program = memfd(b"\1\0\0\0\0\0\0\0/\0true\0")
+    assert service.ask(Type.SPAWN, 1, 2, 0, fds=(program,)) == (EBADMSG, 0)
+    assert service.park() == 0
+
+
+def test_nothing_can_be_sent_to_a_listener(monitor: Monitor) -> None:
+    service = monitor.service()
+    service.send(Message(Type.SEND, (1, 3), tail=b"abc"))
+    assert service.ask(Type.KILL, 1, 0) == (ESRCH, 0)
+    monitor.connect()
+    close_all([service.wait(Type.HELD)])
