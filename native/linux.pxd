@@ -301,7 +301,7 @@ cdef extern from "<sys/signalfd.h>" nogil:
     enum: SFD_CLOEXEC, SFD_NONBLOCK
 
 cdef extern from "<fcntl.h>" nogil:
-    enum: SPLICE_F_MOVE
+    enum: O_NOCTTY, SPLICE_F_MOVE
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)

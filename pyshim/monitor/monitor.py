@@ -66,6 +66,7 @@ from cython.cimports.linux import (
     MSG_NOSIGNAL,
     MSG_TRUNC,
     O_CLOEXEC,
+    O_NOCTTY,
     O_NONBLOCK,
     O_RDONLY,
     O_RDWR,
@@ -1217,7 +1218,7 @@ def reopen(fd, flags):
             break
     at -= PROC_FD_BYTES
     memcpy(name + at, b"/proc/self/fd/", PROC_FD_BYTES)
-    return open(name + at, flags | O_NONBLOCK | O_CLOEXEC)
+    return open(name + at, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
 
 
 def kind_of(fd):
@@ -1933,20 +1934,22 @@ def hold(tag, flags, fd, sequence):
     if flags & HOLD_OPEN:
         # Before the one of the same tag is closed: its fifo must not be without a writer.
         opened = reopen(fd, O_WRONLY)
-        reply(sequence, errno if opened < 0 else 0, 0)
+        if opened < 0:
+            reply(sequence, errno, 0)
         close(fd)
         if opened < 0:
             return True
         fd = opened
-        flags &= ~HOLD_OPEN
     held = find_held(tag)
     if held != cython.NULL:
         drop(held)
-    held = new_held(tag, fd, flags)
+    held = new_held(tag, fd, flags & ~HOLD_OPEN)
     if held == cython.NULL:
         close(fd)
         reply(sequence, ENOSPC, 0)
         return True
+    if flags & HOLD_OPEN:
+        reply(sequence, 0, 0)
     if flags & HOLD_ACCEPT:
         set_nonblocking(fd)
     watch_held(held)
@@ -2036,6 +2039,8 @@ def flush():
             break
         if error != 0:
             # It has gone, but what it sent before is carried out; the end of the channel follows.
+            # From one that has not gone, and can be told nothing any more, the end comes by this.
+            shutdown(channel, SHUT_RDWR)
             deaf = True
             break
         for at in range(batch_mark_count):

@@ -189,6 +189,29 @@ def test_the_monitor_is_no_process_of_the_service(monitor: Monitor) -> None:
     assert service.park() == 0
 
 
+# --- Descriptors ---------------------------------------------------------------------------------
+
+
+def test_what_finds_no_place_is_closed(monitor: Monitor) -> None:
+    service = monitor.service()
+    reader, writer = os.pipe()
+    last = HELDS - 1  # one more is the listener, one the connection, and the first tag is 2
+    for tag in range(2, last + 2):
+        service.send(Message(Type.HOLD, (tag, 0), (os.dup(writer),), sequence=tag))
+    error = service.wait(Type.REPLY)
+    assert (error.fields[0], error.sequence) == (ENOSPC, last + 1)
+    client = monitor.connect()
+    assert client.recv(1) == b""
+    service.send(Message(Type.DROP, (2, 0)))
+    assert service.ask(Type.KILL, 1, 0) == (ESRCH, 0)  # so that has been carried out
+    monitor.connect()
+    close_all([service.wait(Type.HELD)])
+    service.send(*[Message(Type.DROP, (tag, 0)) for tag in range(3, last + 1)])
+    os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
 # --- Messages ------------------------------------------------------------------------------------
 
 
