@@ -1440,6 +1440,7 @@ def source_failed(relay, error):
 def write_copied(relay, size):
     """Writes what is in the scratch buffer; keeps what does not fit."""
     done: cython.ssize_t
+    is_blocked: cython.bint
     if relay.destination < 0:
         return True
     if relay.draining:
@@ -1448,7 +1449,8 @@ def write_copied(relay, size):
     if done < 0 and errno != EAGAIN and errno != EINTR:
         destination_failed(relay, errno)
         return relay.state == RELAY_READING
-    if done < 0:
+    is_blocked = done < 0
+    if is_blocked:
         done = 0
     relay.moved += done
     if done == cython.cast(cython.ssize_t, size):
@@ -1472,8 +1474,11 @@ def write_copied(relay, size):
     relay.residue_at = 0
     relay.residue_size = size - done
     memcpy(relay.residue, scratch + done, size - done)
-    wait_for_destination(relay)
-    return False
+    if is_blocked:
+        wait_for_destination(relay)
+        return False
+    # The next write says what stopped this one; a file can only be asked, not waited for.
+    return write_residue(relay)
 
 
 def write_residue(relay):

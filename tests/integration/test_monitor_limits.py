@@ -259,3 +259,19 @@ def test_nothing_can_be_sent_to_a_listener(monitor: Monitor) -> None:
     assert service.ask(Type.KILL, 1, 0) == (ESRCH, 0)
     monitor.connect()
     close_all([service.wait(Type.HELD)])
+
+
+# --- Relays --------------------------------------------------------------------------------------
+
+
+def test_a_relay_says_why_a_file_takes_no_more(monitor: Monitor, tmp_path: Path) -> None:
+    service = monitor.service()
+    limit = 100_000
+    hard = resource.prlimit(monitor.process.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(monitor.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
+    (tmp_path / "in").write_bytes(b"x" * 3 * limit)
+    source = os.open(tmp_path / "in", os.O_RDONLY)
+    target = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    service.relay(1, source, target)
+    assert service.relay_end(1).fields[1:] == (1, EFBIG, 0, limit)
+    assert (tmp_path / "out").stat().st_size == limit
