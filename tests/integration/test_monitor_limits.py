@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pyshim.monitor.channel import SPAWN_DIE_WITH_MONITOR, Message, Type, encode_program
+from pyshim.monitor.channel import SPAWN_DIE_WITH_MONITOR, HoldFlag, Message, Type, encode_program
 from tests.integration.test_monitor import Monitor, Service, close_all, eventually, memfd
 
 EBADMSG, EFBIG, ENOSPC, ESRCH = errno.EBADMSG, errno.EFBIG, errno.ENOSPC, errno.ESRCH
@@ -29,12 +29,16 @@ def monitor(programs: Path, tmp_path: Path) -> Iterator[Monitor]:
 
 @pytest.fixture
 def unshared(programs: Path, tmp_path: Path) -> Iterator[Monitor]:
+    yield from unshared_monitor(programs, tmp_path)
+
+
+def unshared_monitor(programs: Path, home: Path) -> Iterator[Monitor]:
     """A monitor that is process 1 of a pid namespace: there the next pid can be chosen."""
-    wrapper = tmp_path / "unshared"
+    wrapper = home / "unshared"
     program = shlex.quote(str(programs / "pyshim-monitor"))
     wrapper.write_text(f'#!/bin/sh\nexec unshare --pid --fork --kill-child {program} "$@"\n')
     wrapper.chmod(0o755)
-    yield from driven(wrapper, tmp_path)
+    yield from driven(wrapper, home)
 
 
 def driven(program: Path, home: Path) -> Iterator[Monitor]:
@@ -192,7 +196,7 @@ def test_the_monitor_is_no_process_of_the_service(monitor: Monitor) -> None:
 # --- Descriptors ---------------------------------------------------------------------------------
 
 
-def test_what_finds_no_place_is_closed(monitor: Monitor) -> None:
+def test_what_finds_no_place_is_closed(monitor: Monitor, tmp_path: Path) -> None:
     service = monitor.service()
     reader, writer = os.pipe()
     last = HELDS - 1  # one more is the listener, one the connection, and the first tag is 2
@@ -200,6 +204,12 @@ def test_what_finds_no_place_is_closed(monitor: Monitor) -> None:
         service.send(Message(Type.HOLD, (tag, 0), (os.dup(writer),), sequence=tag))
     error = service.wait(Type.REPLY)
     assert (error.fields[0], error.sequence) == (ENOSPC, last + 1)
+    os.mkfifo(tmp_path / "fifo")
+    listening = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    handle = os.open(tmp_path / "fifo", os.O_PATH)
+    assert service.ask(Type.HOLD, last + 2, HoldFlag.OPEN, fds=(handle,)) == (ENOSPC, 0)
+    assert os.read(listening, 1) == b""
+    os.close(listening)
     client = monitor.connect()
     assert client.recv(1) == b""
     service.send(Message(Type.DROP, (2, 0)))
