@@ -94,7 +94,7 @@ cdef enum:
     LONGEST_PAUSE_MS = 30000
     DRAIN_MS = 2000
     SIGNAL_ANSWER_MS = 10000
-    QUIT_MS = 1000
+    QUIT_MS = 3000  # longer than a drain that nobody reads
     NO_DESCRIPTORS_PAUSE_MS = 500
 
 # What an event of epoll belongs to; the low half of its data is an index into a table.

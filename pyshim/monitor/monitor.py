@@ -352,8 +352,9 @@ def settle():
         watch_all()
         if idle:
             madvise(scratch, SCRATCH_BYTES, MADV_DONTNEED)
-    if quitting and piece_count == 0 and (channel < 0 or deaf or not dirty):
-        finish()
+    if quitting and piece_count == 0 and draining_count == 0:
+        if channel < 0 or deaf or not dirty:
+            finish()
 
 
 def sooner(one, other):

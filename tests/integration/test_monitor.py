@@ -767,6 +767,27 @@ def test_quit_sends_what_waits_and_ends(monitor: Monitor) -> None:
     assert monitor.process.wait(BOUND_S) == 0
 
 
+def test_quit_waits_for_what_drains(monitor: Monitor) -> None:
+    """The last output of a container that is deleted while its reader is slow."""
+    service = monitor.service()
+    source, feed = os.pipe()
+    reader, destination = os.pipe()
+    os.set_blocking(destination, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(destination, bytes(4096))
+    os.write(feed, b"the last words")
+    service.relay(1, source, destination)
+    service.send(Message(Type.RELAY_STOP, (1, 1)), Message(Type.QUIT))
+    got = bytearray()
+    while part := os.read(reader, 4096):
+        got += part
+    assert got.endswith(b"the last words")
+    assert monitor.process.wait(BOUND_S) == 0
+    os.close(feed)
+    os.close(reader)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_activates(monitor: Monitor, number: int) -> None:
     service = monitor.service()
