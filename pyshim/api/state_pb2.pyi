@@ -59,7 +59,7 @@ class Process(_message.Message):
     def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ...) -> None: ...
 
 class Container(_message.Message):
-    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid")
+    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid", "oom_tag", "oom_kills")
     class ExecsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,8 @@ class Container(_message.Message):
     CGROUPS_FIELD_NUMBER: _ClassVar[int]
     IO_UID_FIELD_NUMBER: _ClassVar[int]
     IO_GID_FIELD_NUMBER: _ClassVar[int]
+    OOM_TAG_FIELD_NUMBER: _ClassVar[int]
+    OOM_KILLS_FIELD_NUMBER: _ClassVar[int]
     id: str
     bundle: str
     runtime: str
@@ -104,7 +106,9 @@ class Container(_message.Message):
     cgroups: _containers.ScalarMap[str, str]
     io_uid: int
     io_gid: int
-    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ..., cgroups: _Optional[_Mapping[str, str]] = ..., io_uid: _Optional[int] = ..., io_gid: _Optional[int] = ...) -> None: ...
+    oom_tag: int
+    oom_kills: int
+    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ..., cgroups: _Optional[_Mapping[str, str]] = ..., io_uid: _Optional[int] = ..., io_gid: _Optional[int] = ..., oom_tag: _Optional[int] = ..., oom_kills: _Optional[int] = ...) -> None: ...
 
 class Connection(_message.Message):
     __slots__ = ("tag", "pending", "discarding")

@@ -18,7 +18,7 @@ from pyshim.api import state_pb2
 from pyshim.events.publisher import Publisher
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, StopMode, Type
-from pyshim.service import exits
+from pyshim.service import exits, oom
 from pyshim.service.link import Link
 from pyshim.service.server import Server
 from pyshim.service.store import Store
@@ -27,6 +27,7 @@ from pyshim.service.task import Task
 STATE_VERSION = 1
 PARK_DELAY_S = float(os.environ.get("PYSHIM_PARK_DELAY_S", "1"))
 DUMP_TIMEOUT_S = 10
+QUIT_GRACE_S = 3
 FIRST_ACCEPTED_TAG = 2**31
 LISTENER_TAG = 1
 CLONE_NEWNS = 0x00020000
@@ -41,6 +42,7 @@ class Activation:
         self.task = Task(self.store, self.publisher)
         self.server = Server(self.store, self.task.handle)
         self.task.server = self.server
+        self.quit_at = 0.0
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.store.link = Link(sock, self._received, self.ended.set)
@@ -78,6 +80,8 @@ class Activation:
         elif message.type is Type.RANG:
             self.publisher.wake()
             self.server.expire()
+        elif message.type is Type.RECORD and not message.fields[0]:
+            self._signalled()
         else:
             self.store.received(message)
             if self.ready.is_set():
@@ -105,9 +109,6 @@ class Activation:
 
     def _happened(self, message: Message) -> None:
         if message.type is Type.RECORD:
-            if not message.fields[0]:
-                self._signalled()
-                return
             for container in self.store.containers():
                 exits.settle(self.task, container)
             self._forget_strays()
@@ -121,9 +122,12 @@ class Activation:
             self.store.link.send([Message(Type.RELAY_STOP, (relay, StopMode.FORGET))])
 
     def _signalled(self) -> None:
-        """SIGTERM to the monitor: as the Go shim, it ends when it has no container."""
-        if not self.store.state.containers:
-            self.task.quitting = True
+        """SIGTERM to the monitor: as the Go shim it ends, so that a host can shut down.
+
+        containerd, if it is there, then removes what is left of the containers.
+        """
+        self.quit_at = asyncio.get_running_loop().time() + QUIT_GRACE_S
+        self.store.notify()
 
     def _forget_strays(self) -> None:
         """Drops records of commands whose call is over (its client's service crashed late)."""
@@ -145,6 +149,7 @@ class Activation:
         self.server.resume()
         for container in self.store.containers():
             if container.created:
+                oom.listen(self.task, container)
                 exits.settle(self.task, container)
         self.publisher.wake()
         self.server.expire()
@@ -157,11 +162,13 @@ class Activation:
 
     # -- parking -------------------------------------------------------------------------------
 
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
     def _touch(self) -> None:
-        self._last = asyncio.get_running_loop().time()
+        self._last = self._now()
 
     async def _park_when_idle(self) -> None:
-        loop = asyncio.get_running_loop()
         self._touch()
         while True:
             if self._over():
@@ -170,7 +177,7 @@ class Activation:
                 return
             if self._busy():
                 self._touch()
-            left = self._last + PARK_DELAY_S - loop.time()
+            left = self._last + PARK_DELAY_S - self._now()
             if left <= 0 and await self._park():
                 return
             await self._nap(max(left, 0.01))
@@ -178,14 +185,15 @@ class Activation:
     def _over(self) -> bool:
         """Whether the monitor has no more purpose.
 
-        Normally Shutdown ends it.  A containerd that was killed before it said so, or that keeps
-        several containers in one shim (2.0 to 2.3), never does: then it ends by itself.
+        Normally Shutdown ends it, or a signal.  A containerd that was killed before it said so, or
+        that keeps several containers in one shim (2.0 to 2.3), never does: then it ends by itself.
         """
+        if self.quit_at and (not self._busy() or self._now() > self.quit_at):
+            return True
         if self._busy() or self.store.state.containers:
             return False
         had_some = self.store.state.next_number > 0
-        abandoned = had_some and not self.server.connected and not self.store.state.outbox
-        return self.task.quitting or abandoned
+        return had_some and not self.server.connected and not self.store.state.outbox
 
     async def _nap(self, seconds: float) -> None:
         async with self.store.changed:

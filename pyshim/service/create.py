@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
 from pyshim.runtime import command, mounts, options
-from pyshim.service import commands, exits, states
+from pyshim.service import commands, exits, oom, states
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -45,7 +45,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     container.cgroups.update(locate.around(pid))
     container.created = True
     states.register(container.init)
-    messages = terminal.forget_console(store, container.init)
+    messages = terminal.forget_console(store, container.init) + oom.watch(task, container)
     task.publisher.queue("/tasks/create", _event(request, pid))
     reply = task_pb2.CreateTaskResponse(pid=pid).SerializeToString()
     task.server.answer(call, reply, *messages)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.monitor.channel import Message
 from pyshim.runtime import command, mounts
-from pyshim.service import commands, exits, start, states
+from pyshim.service import commands, exits, oom, start, states
 from pyshim.service.states import Status
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -74,7 +74,7 @@ def _remove_container(task: Task, container: state_pb2.Container) -> list[Messag
     messages: list[Message] = []
     for process in list(container.execs.values()):
         messages += _remove_exec(task, container, process)
-    messages += exits.release(task.store, container.init)
+    messages += exits.release(task.store, container.init) + oom.ignore(task, container)
     if container.mounted:
         mounts.unmount_all(os.path.join(container.bundle, "rootfs"))
     del task.store.state.containers[container.id]

@@ -7,11 +7,15 @@ it does what has become due.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
-from pyshim.monitor.channel import Message
-from pyshim.service import states
+from pyshim.cgroups import locate
+from pyshim.monitor.channel import Message, Type
+from pyshim.service import oom, states
 from pyshim.service.states import Status
 from pyshim.service.store import Store
 from pyshim.stdio import streams, terminal
@@ -37,12 +41,28 @@ def settle(task: Task, container: state_pb2.Container) -> None:
     init = container.init
     if init.starting or init.status not in {Status.CREATED, Status.RUNNING, Status.PAUSED}:
         return
-    execs = container.execs.values()
-    pending = any(process.starting or process.status == Status.RUNNING for process in execs)
-    if pending and container.private_pids:
-        # The kernel is killing them; their exits come first.
+    if not over(task.store, container):
         return
+    if not container.private_pids:
+        _kill_rest(task, container)
+    execs = container.execs.values()
+    if any(process.starting or process.status == Status.RUNNING for process in execs):
+        return  # they are being killed; their exits come first
+    oom.check(task, container.id)
     _exit(task, container, init)
+
+
+def _kill_rest(task: Task, container: state_pb2.Container) -> None:
+    """What the kernel does where the init had a pid namespace of its own, the shim does here."""
+    execs = [process for process in container.execs.values() if process.status == Status.RUNNING]
+    kills = [(process.pid, int(signal.SIGKILL)) for process in execs]
+    # Replies are not waited for: the exits are.
+    task.store.link.send(
+        [Message(Type.KILL, fields, sequence=task.store.link.expect()[0]) for fields in kills]
+    )
+    for pid in locate.pids(dict(container.cgroups)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _exit(task: Task, container: state_pb2.Container, process: state_pb2.Process) -> None:

@@ -42,7 +42,6 @@ class Task:
         self.store = store
         self.publisher = publisher
         self.server: Server
-        self.quitting = False
         self.beginning: set[str] = set()
         self._handlers: dict[str, Callable[[state_pb2.Call], Awaitable[None]]] = {
             "Create": partial(create, self),

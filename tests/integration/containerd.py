@@ -15,7 +15,9 @@ from pathlib import Path
 BOUND_S = 60
 RUNTIME = "io.containerd.pyshim.v2"
 RUNC_ROOT = Path("/run/containerd/runc")
-LINKS = "sh cat echo head httpd kill ls printf ps seq sleep stty tr true tty wc wget yes".split()
+LINKS = (
+    "sh cat echo head httpd kill ls printf ps seq sleep stty tail tr true tty wc wget yes"
+).split()
 
 
 def eventually(true: Callable[[], object], what: str, bound_s: float = BOUND_S) -> None:

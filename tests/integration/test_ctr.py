@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .conftest import BOUND_S, Containerd, eventually, mounts_below
+import pytest
+
+from .conftest import BOUND_S, RUNTIME, Containerd, eventually, mounts_below
 
 
 def nothing_left(containerd: Containerd) -> None:
@@ -147,6 +149,81 @@ def test_metrics(containerd: Containerd) -> None:
     finally:
         containerd.ctr("task", "delete", "-f", "count")
         containerd.ctr("container", "delete", "count")
+    nothing_left(containerd)
+
+
+def test_an_oom_kill_is_told_before_the_exit(containerd: Containerd) -> None:
+    with events(containerd) as seen:
+        flags = ("--rm", "--memory-limit", str(16 * 1024 * 1024))
+        done = containerd.ctr(*containerd.run("oom", "/bin/tail", "/dev/zero", flags=flags))
+        assert done.returncode == 137, done.stderr
+        eventually(lambda: any(t == "/tasks/delete" for t, _ in seen), "the last event")
+        topics = [topic for topic, _ in seen if topic.startswith("/tasks/")]
+    assert topics == [f"/tasks/{name}" for name in ("create", "start", "oom", "exit", "delete")]
+    nothing_left(containerd)
+
+
+def spec_with_the_hosts_pids(containerd: Containerd, folder: Path) -> Path:
+    """A config.json for `sleep` that has no pid namespace."""
+    subprocess.run(["runc", "spec", "--bundle", str(folder)], check=True, timeout=BOUND_S)
+    path = folder / "config.json"
+    spec = json.loads(path.read_text())
+    spec["root"]["path"] = str(containerd.rootfs)
+    spec["process"]["args"] = ["/bin/sleep", "1000"]
+    spec["process"]["terminal"] = False
+    spaces = spec["linux"]["namespaces"]
+    spec["linux"]["namespaces"] = [space for space in spaces if space["type"] != "pid"]
+    spec["linux"]["cgroupsPath"] = f"/default/{folder.name}"
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def test_what_is_left_in_a_shared_pid_namespace_is_killed(
+    containerd: Containerd, tmp_path: Path
+) -> None:
+    script = "sleep 1000 & echo $!; read line; exit 5"
+    config = spec_with_the_hosts_pids(containerd, tmp_path)
+    flags = ("-d", "--config", str(config), "--runtime", RUNTIME)
+    done = containerd.ctr("run", *flags, "host")
+    assert done.returncode == 0, done.stderr
+    try:
+        init = containerd.tasks()["host"][0]
+        with events(containerd) as seen:
+            exec_ = containerd.spawn(
+                *("task", "exec", "--exec-id", "e", "host", "/bin/sh", "-c", script),
+                stdin=subprocess.PIPE,
+            )
+            assert exec_.stdout is not None
+            grandchild = int(exec_.stdout.readline())
+            assert Path(f"/proc/{grandchild}").exists()
+            os.kill(init, signal.SIGKILL)
+            assert exec_.wait(BOUND_S) == 137
+            exec_.communicate()
+            eventually(lambda: not Path(f"/proc/{grandchild}").exists(), "the grandchild has gone")
+            eventually(
+                lambda: len([t for t, _ in seen if t == "/tasks/exit"]) == 2, "both exit events"
+            )
+        exits = [event["id"] for topic, event in seen if topic == "/tasks/exit"]
+        assert exits == ["e", "host"]
+    finally:
+        containerd.ctr("task", "delete", "-f", "host")
+        containerd.ctr("container", "delete", "host")
+    nothing_left(containerd)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_shim_and_its_container(
+    containerd: Containerd, number: signal.Signals
+) -> None:
+    """As the Go shim: a host that shuts down is not to wait for it."""
+    containerd.ctr(*containerd.run("told", "/bin/sleep", "1000", flags=("-d",)))
+    pid = containerd.tasks()["told"][0]
+    (monitor,) = containerd.monitors()
+    os.kill(monitor, number)
+    eventually(lambda: not containerd.monitors(), "the monitor has ended")
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "containerd has removed the container")
+    eventually(lambda: "told" not in containerd.tasks(), "the task has gone")
+    assert containerd.ctr("container", "delete", "told").returncode == 0
     nothing_left(containerd)
 
 
