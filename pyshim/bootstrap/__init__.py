@@ -45,9 +45,9 @@ def act(flags: command_line.Flags, launcher: socket.socket | None, zygote: str) 
 
         return info.version_text(NAME).encode()
     if flags.info:
-        from pyshim.bootstrap import info
+        from pyshim.bootstrap import dialect, info
 
-        return info.runtime_info()
+        return info.runtime_info(dialect.read_stdin())
     if flags.action == "start":
         from pyshim.bootstrap import start
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from pyshim.api import state_pb2
-from pyshim.bootstrap import address
+from pyshim.bootstrap import address, dialect
 from pyshim.bootstrap.flags import Flags
+from pyshim.cgroups import locate
 from pyshim.monitor import channel
 from pyshim.monitor.memfd import memfd
 from pyshim.zygote.address import close_from
@@ -49,7 +50,10 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
     """The address of the monitor for this container, which is started here when there is none."""
     bundle = os.path.abspath(flags.bundle or os.getcwd())
     group = address.group_id(flags.id, read_config(bundle))
-    folder = os.environ.get("PYSHIM_SOCKET_DIR") or address.DEFAULT_FOLDER
+    given = dialect.parse(dialect.read_stdin(), flags)
+    if given.ttrpc_address:
+        os.environ["TTRPC_ADDRESS"] = given.ttrpc_address
+    folder = os.environ.get("PYSHIM_SOCKET_DIR") or given.socket_dir or address.DEFAULT_FOLDER
     path = address.socket_path(folder, flags.address, flags.namespace, group)
     answer = f"{address.SCHEME}{path}"
     with contextlib.ExitStack() as undo:
@@ -60,7 +64,10 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
         # Before the server starts, so that a cleanup after a crash can find the socket.
         write_address(bundle, answer)
         if listener is not None:
-            raise_oom_score(launcher)
+            starter = pid_of(launcher) if launcher is not None else os.getpid()
+            raise_oom_score(starter)
+            if given.options.shim_cgroup:
+                enter_cgroup(starter, given.options.shim_cgroup)
             start_monitor(flags, bundle, group, listener, launcher, zygote)
             listener.close()
         undo.pop_all()
@@ -271,20 +278,45 @@ def become_monitor(command: list[str], bundle: str, listener: int, state: int, f
     os.execv(command[0], command)
 
 
-# --- The OOM score -------------------------------------------------------------------------------
+# --- Its place --------------------------------------------------------------------------------
 
 
-def raise_oom_score(launcher: socket.socket | None) -> None:
+def raise_oom_score(starter: int) -> None:
     """Makes whoever starts the monitor, and by that the monitor, one point better to kill.
 
-    The kernel shall end it before containerd, which executed us or the launcher (the Go shim's
-    rule).  Not permitted in user namespaces; then it stays as it is.
+    The kernel shall end it before containerd, which executed ``starter``, the launcher or us (the
+    Go shim's rule).  Not permitted in user namespaces; then it stays as it is.
     """
-    starter = pid_of(launcher) if launcher is not None else os.getpid()
     with contextlib.suppress(OSError, ValueError):
         caller = parent_of(starter)
         score = int(Path(f"/proc/{caller}/oom_score_adj").read_text())
         Path(f"/proc/{starter}/oom_score_adj").write_text(str(min(score + 1, MAX_OOM_SCORE)))
+
+
+def enter_cgroup(starter: int, name: str) -> None:
+    """Moves whoever starts the monitor into the control group ``name`` of every hierarchy.
+
+    The option ShimCgroup; the groups are there already, as for the Go shim.  Raises StartError.
+    """
+    points = locate.mount_points(Path("/proc/self/mountinfo").read_text())
+    unified = {locate.UNIFIED: points[locate.UNIFIED]} if list(points) == [locate.UNIFIED] else {}
+    moved = False
+    for controller, (_, point) in (unified or points).items():
+        path = os.path.join(point, name.lstrip("/"), "cgroup.procs")
+        if controller == locate.UNIFIED and not unified:
+            continue
+        try:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(starter))
+            moved = True
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StartError(f"cannot enter the shim's cgroup {path}: {error.strerror}") from error
+    if not moved:
+        raise StartError(
+            f"the shim's cgroup {name} is in no hierarchy; make it, or drop ShimCgroup"
+        )
 
 
 def pid_of(launcher: socket.socket) -> int:

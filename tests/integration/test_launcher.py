@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from google.protobuf import any_pb2
 
-from pyshim.api import info_pb2, task_pb2
+from pyshim.api import info_pb2, options_pb2, task_pb2
 from pyshim.zygote import address
 from tests.integration.conftest import eventually, interpreter, processes_of
 
@@ -66,25 +67,26 @@ class Host:
         return folder
 
     def run(
-        self, *arguments: str, cwd: Path | None = None, **env: str
+        self, *arguments: str, cwd: Path | None = None, stdin: bytes = b"", **env: str
     ) -> subprocess.CompletedProcess[bytes]:
         """Runs the launcher to the end of its output; stdout and stderr apart."""
         return subprocess.run(
             [self.launcher, *arguments],
             cwd=cwd or self.home,
             env={**self.env, **env},
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             timeout=BOUND_S,
             check=False,
         )
 
     def act(
-        self, action: str, bundle: Path, name: str = "c", **env: str
+        self, action: str, bundle: Path, name: str = "c", stdin: bytes = b"", **env: str
     ) -> subprocess.CompletedProcess[bytes]:
         """`start` or `delete` for the container ``name``."""
         arguments = ["-namespace", "test", "-address", str(self.home / "grpc"), "-id", name]
-        return self.run(*arguments, "-publish-binary", "/bin/true", action, cwd=bundle, **env)
+        arguments += ["-publish-binary", "/bin/true", action]
+        return self.run(*arguments, cwd=bundle, stdin=stdin, **env)
 
     def start(self, bundle: Path, name: str = "c", **env: str) -> Path:
         """The socket of a shim that was started for ``name``."""
@@ -165,7 +167,9 @@ def test_version_needs_no_python(host: Host, flag: str) -> None:
 def test_info(host: Host) -> None:
     done = host.run("-info")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert info_pb2.RuntimeInfo.FromString(done.stdout).name == "io.containerd.pyshim.v2"
+    info = info_pb2.RuntimeInfo.FromString(done.stdout)
+    assert info.name == "io.containerd.pyshim.v2"
+    assert "linux" in json.loads(info.features.value)
 
 
 def test_an_unknown_flag(host: Host) -> None:
@@ -349,6 +353,48 @@ def test_the_oom_score_is_one_above_the_callers(host: Host) -> None:
     (monitor,) = host.monitors()
     ours = int(Path("/proc/self/oom_score_adj").read_text())
     assert int(Path(f"/proc/{monitor}/oom_score_adj").read_text()) == min(ours + 1, 1000)
+
+
+def given(**fields: str) -> bytes:
+    """What containerd writes to `start` for runc options."""
+    chosen = options_pb2.Options(**fields)  # type: ignore[arg-type]
+    packed = any_pb2.Any(type_url=chosen.DESCRIPTOR.full_name, value=chosen.SerializeToString())
+    return packed.SerializeToString()
+
+
+def test_the_monitor_enters_the_shims_cgroup(host: Host) -> None:
+    name = f"pyshim-test-{os.getpid()}"
+    folders = [Path("/sys/fs/cgroup") / kind / name for kind in ("memory", "pids")]
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        folders = [Path("/sys/fs/cgroup") / name]
+    try:
+        for folder in folders:
+            folder.mkdir()
+        done = host.act("start", host.bundle("b"), stdin=given(shim_cgroup=f"/{name}"))
+        assert (done.returncode, done.stderr) == (0, b"")
+        monitor = host.one_monitor()
+        for folder in folders:
+            assert str(monitor) in (folder / "cgroup.procs").read_text().split()
+    finally:
+        host.end()
+        for folder in folders:
+            eventually(
+                lambda folder=folder: not (folder / "cgroup.procs").read_text(), "it is empty"
+            )
+            folder.rmdir()
+
+
+def test_a_shims_cgroup_that_is_not_there(host: Host) -> None:
+    text = refused(host.act("start", host.bundle("b"), stdin=given(shim_cgroup="/no/such")))
+    assert "/no/such" in text
+    assert not list(host.sockets.iterdir())
+    assert not host.named(MONITOR)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x03a.B"])
+def test_options_that_are_none(host: Host, data: bytes) -> None:
+    refused(host.act("start", host.bundle("b"), stdin=data))
+    assert not host.named(MONITOR)
 
 
 # --- delete --------------------------------------------------------------------------------------
