@@ -7,6 +7,7 @@ started it, and never run a thread: a child of a threaded process may inherit a 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import importlib
@@ -51,6 +52,7 @@ REQUEST_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 10.0
 BACKLOG = 512
 FEW_DESCRIPTORS = 256
+MAX_PATH_BYTES = 107  # sockaddr_un has one more, for a zero
 PEER_CREDENTIALS = struct.Struct("3i")
 HEADER = struct.Struct("<II")
 EXIT = struct.Struct("<IIi")
@@ -58,6 +60,8 @@ EXIT = struct.Struct("<IIi")
 
 def run(path: str, *, detach: bool) -> int:
     """Serves at ``path`` until idle, replaced or told to end; 0 as well when another one does."""
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:  # before a lock is left there
+        raise OSError(errno.ENAMETOOLONG, "a socket's path is too long")
     folder = Path(path).parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -172,7 +172,7 @@ def test_the_reader_of_its_output_goes_away(demos: list[Demo], tmp_path: Path) -
     demo = starts(demos, tmp_path)
     assert demo.line()
     os.close(demo.reader)
-    assert demo.process.wait(RUN_BOUND_S) == 1
+    assert demo.process.wait(RUN_BOUND_S) != 0
     demo.nothing_left()
 
 
