@@ -15,7 +15,7 @@ class Output(_message.Message):
     def __init__(self, source_tag: _Optional[int] = ..., uri: _Optional[str] = ...) -> None: ...
 
 class Process(_message.Message):
-    __slots__ = ("id", "pid", "status", "stdin", "stdout", "stderr", "terminal", "spec", "exit_status", "exited_seconds", "exited_nanos", "relays", "stdin_relay", "keeper_tag", "console_tag", "master_tag", "console_path", "starting", "failed", "outputs")
+    __slots__ = ("id", "pid", "status", "stdin", "stdout", "stderr", "terminal", "spec", "exit_status", "exited_seconds", "exited_nanos", "relays", "stdin_relay", "keeper_tag", "console_tag", "master_tag", "console_path", "starting", "failed", "outputs", "logger_token")
     ID_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class Process(_message.Message):
     STARTING_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    LOGGER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     id: str
     pid: int
     status: int
@@ -56,7 +57,8 @@ class Process(_message.Message):
     starting: bool
     failed: bool
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
-    def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ...) -> None: ...
+    logger_token: int
+    def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., logger_token: _Optional[int] = ...) -> None: ...
 
 class Container(_message.Message):
     __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid", "oom_tag", "oom_kills")

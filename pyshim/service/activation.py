@@ -132,6 +132,7 @@ class Activation:
     def _forget_strays(self) -> None:
         """Drops records of commands whose call is over (its client's service crashed late)."""
         tokens = {call.token for call in self.store.state.calls}
+        tokens |= {process.logger_token for process in self._processes()}
         pids = {c.init.pid for c in self.store.containers()}
         pids |= {p.pid for c in self.store.containers() for p in c.execs.values()}
         messages = []

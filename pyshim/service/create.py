@@ -35,7 +35,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         if status:
             raise StatusError(Code.UNKNOWN, command.failure(container, "create", status))
         streams.connect(store, call, container.init)
-        await terminal.connect(store, call, container.init)
+        await terminal.connect(store, call, container.id, container.init)
         pid = command.read_pid(os.path.join(container.bundle, command.INIT_PID_FILE))
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as error:
@@ -72,7 +72,7 @@ async def _begin(
         if request.terminal:
             opened = terminal.console(store, container.bundle, container.init)
         else:
-            opened = await streams.pipes(store, call, container.init, owner_of(container))
+            opened = await streams.pipes(store, call, container, container.init)
         store.state.containers[request.id].CopyFrom(container)
         return commands.spawn(store, call, command.create(container), request.bundle, opened)
     except BaseException:
@@ -82,11 +82,6 @@ async def _begin(
         raise
     finally:
         task.beginning.discard(request.id)
-
-
-def owner_of(container: state_pb2.Container) -> tuple[int, int]:
-    """Who owns the pipes to the container's processes: uid and gid on the host."""
-    return container.io_uid, container.io_gid
 
 
 def _rootfs(container: state_pb2.Container) -> str:

@@ -10,6 +10,7 @@ from pyshim.monitor.channel import Message
 from pyshim.runtime import command, mounts
 from pyshim.service import commands, exits, oom, start, states
 from pyshim.service.states import Status
+from pyshim.stdio import logger
 from pyshim.ttrpc.status import Code, StatusError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ async def delete(task: Task, call: state_pb2.Call) -> None:
             raise StatusError(Code.UNKNOWN, command.failure(container, "delete", status))
         await _ended(task, container)
     await exits.drained(task, process)
+    await logger.ended(task.store, process)
     # Another Delete may have been here while this one waited.
     task.process(request.id, request.exec_id)
     reply = task_pb2.DeleteResponse(pid=process.pid, exit_status=process.exit_status)

@@ -18,7 +18,7 @@ from pyshim.monitor.channel import Message, Type
 from pyshim.service import oom, states
 from pyshim.service.states import Status
 from pyshim.service.store import Store
-from pyshim.stdio import streams, terminal
+from pyshim.stdio import logger, streams, terminal
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
@@ -112,6 +112,7 @@ def release(store: Store, process: state_pb2.Process) -> list[Message]:
     for relay in [*process.relays, process.stdin_relay]:
         messages += store.stop_relay(relay)
         store.released_relays.add(relay)
+    messages += logger.release(store, process)
     messages += store.drop(*(output.source_tag for output in process.outputs))
     messages += store.drop(process.keeper_tag, process.master_tag)
     messages += terminal.forget_console(store, process)

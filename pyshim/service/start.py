@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.runtime import command
 from pyshim.service import commands, exits, states
-from pyshim.service.create import owner_of
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -63,7 +62,7 @@ async def _start_exec(
         if status:
             raise StatusError(Code.UNKNOWN, command.failure(container, "exec", status))
         streams.connect(store, call, process)
-        await terminal.connect(store, call, process)
+        await terminal.connect(store, call, container.id, process)
         pid = command.read_pid(command.exec_pid_path(container, process))
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as error:
@@ -115,7 +114,7 @@ async def _begin_exec(
         if process.terminal:
             opened = terminal.console(store, container.bundle, process)
         else:
-            opened = await streams.pipes(store, call, process, owner_of(container))
+            opened = await streams.pipes(store, call, container, process)
         process.starting = True
         argv = command.execute(container, process)
         return commands.spawn(store, call, argv, container.bundle, opened)

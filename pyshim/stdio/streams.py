@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, RelayFlag, Type
 from pyshim.service.store import Store
+from pyshim.stdio import logger
 from pyshim.ttrpc.status import Code, StatusError
 
 # containerd's Go shim gives a fifo's reader as long (process.Init, copy set-up).
@@ -62,18 +63,22 @@ class Streams:
 
 
 async def pipes(
-    store: Store, call: state_pb2.Call, process: state_pb2.Process, owner: tuple[int, int]
+    store: Store,
+    call: state_pb2.Call,
+    container: state_pb2.Container,
+    process: state_pb2.Process,
 ) -> Streams:
     """Pipes to the process, a relay for its stdin, and what ``connect`` needs for its output.
 
-    The process's ends belong to ``owner`` (uid and gid on the host), so that it may open them again
-    by /dev/stdout in a user namespace.  Changes ``process`` and ``call`` (what is held for it).
+    The process's ends belong to the container's root, so that it may open them again by /dev/stdout
+    in a user namespace.  Changes ``process`` and ``call`` (what is held for it).
     Raises StatusError or OSError, with nothing left open.
     """
     clear(process)  # what a service noted that was killed before it could begin
     streams = Streams()
     try:
-        await _open_all(store, call, process, streams)
+        await _open_all(store, call, container.id, process, streams)
+        owner = container.io_uid, container.io_gid
         if owner != (0, 0):
             for fd in set(streams.child):
                 if is_fifo(fd):
@@ -85,7 +90,7 @@ async def pipes(
 
 
 async def _open_all(
-    store: Store, call: state_pb2.Call, process: state_pb2.Process, streams: Streams
+    store: Store, call: state_pb2.Call, name: str, process: state_pb2.Process, streams: Streams
 ) -> None:
     null = streams.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
     streams.child = [null, null, null]
@@ -93,6 +98,9 @@ async def _open_all(
         reader, writer = os.pipe2(os.O_CLOEXEC)
         streams.child[0] = streams.own(reader)
         add_stdin(store, process, streams, streams.own(writer))
+    if logger.is_binary(process.stdout):
+        streams.child[1:] = await logger.start(store, call, name, process, streams.owned)
+        return
     for number, uri in ((1, process.stdout), (2, process.stderr)):
         if number == 2 and uri and uri == process.stdout:
             streams.child[2] = streams.child[1]
@@ -110,7 +118,7 @@ def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> N
 
     Commits the state.  Raises OSError.
     """
-    if not process.outputs:
+    if not process.outputs and not call.holding:
         return
     streams = Streams()
     relays = []
@@ -229,3 +237,4 @@ def clear(process: state_pb2.Process) -> None:
     del process.relays[:]
     del process.outputs[:]
     process.stdin_relay = process.keeper_tag = process.console_tag = process.master_tag = 0
+    process.logger_token = 0

@@ -17,6 +17,7 @@ from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, Type
 from pyshim.service.link import receive
 from pyshim.service.store import Store
+from pyshim.stdio import logger
 from pyshim.stdio.streams import Streams, add_stdin, clear, let_go, open_output
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -53,7 +54,9 @@ def console(store: Store, bundle: str, process: state_pb2.Process) -> Streams:
     return streams
 
 
-async def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> None:
+async def connect(
+    store: Store, call: state_pb2.Call, name: str, process: state_pb2.Process
+) -> None:
     """Takes the terminal that the runtime has sent, if there is to be one, and relays it.
 
     Commits the state.  Raises StatusError or OSError.
@@ -66,7 +69,7 @@ async def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process
     master = peek(store.held[store.parents[tag]])
     if master < 0:
         raise StatusError(Code.UNKNOWN, "the OCI runtime connected but sent no terminal")
-    streams = await _relays(store, call, process, master)
+    streams = await _relays(store, call, name, process, master)
     store.commit(*streams.messages, *let_go(store, call), owned=streams.sent(store))
 
 
@@ -85,7 +88,7 @@ def peek(connection: int) -> int:
 
 
 async def _relays(
-    store: Store, call: state_pb2.Call, process: state_pb2.Process, master: int
+    store: Store, call: state_pb2.Call, name: str, process: state_pb2.Process, master: int
 ) -> Streams:
     """Relays between the terminal ``master`` (now owned) and the process's fifos.
 
@@ -96,7 +99,11 @@ async def _relays(
     streams.own(master)
     try:
         if process.stdout:
-            target, flags = await open_output(store, call, streams, process.stdout)
+            if logger.is_binary(process.stdout):
+                writers = await logger.start(store, call, name, process, streams.owned)
+                target, flags = writers[0], 0
+            else:
+                target, flags = await open_output(store, call, streams, process.stdout)
             relay = store.new_relay()
             process.relays.append(relay)
             streams.messages.append(Message(Type.RELAY, (relay, flags), (master, target)))

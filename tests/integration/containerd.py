@@ -209,3 +209,13 @@ def _parent(pid: int) -> int:
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
+
+
+def nothing_left(containerd: Containerd) -> None:
+    """No monitor, socket, mount or bundle of ours is left."""
+    eventually(lambda: not containerd.monitors(), "the monitors have ended")
+    assert [p.name for p in containerd.sockets.glob("*") if p.is_socket()] == []
+    assert mounts_below(containerd.home / "state") == []
+    bundles = containerd.home / "state/io.containerd.runtime.v2.task/default"
+    assert not bundles.exists() or list(bundles.iterdir()) == []
+    assert list(Path("/tmp").glob("pyshim-pty*")) == []
