@@ -86,7 +86,9 @@ class Dockerd:
         command += ["--containerd", self.containerd.address, "--host", self.host]
         command += ["--config-file", str(config), "--pidfile", str(self.home / "pid")]
         command += ["--data-root", str(self.home / "data"), "--exec-root", str(self.home / "exec")]
-        command += ["--cgroup-parent", self.space, "--exec-opt", "native.cgroupdriver=cgroupfs"]
+        # A relative parent would be below the group, another for each controller, that we are in.
+        command += ["--cgroup-parent", f"/{self.space}"]
+        command += ["--exec-opt", "native.cgroupdriver=cgroupfs"]
         command += ["--init-path", str(self.scripts / "pyinit")]
         command += ["--userland-proxy-path", str(self.scripts / "portproxy-relay")]
         with (self.home / "dockerd.log").open("ab") as log:
