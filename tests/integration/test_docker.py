@@ -205,6 +205,13 @@ def test_restart_policies(docker: Dockerd) -> None:
     assert docker.docker("logs", failing).stdout == "ran\n" * 3
 
 
+def test_out_of_memory_is_told(docker: Dockerd) -> None:
+    limits = ("--memory", "16m", "--memory-swap", "16m")
+    name = docker.started(*limits, IMAGE, "tail", "/dev/zero")
+    assert docker.docker("wait", name).stdout == "137\n"
+    assert docker.inspect(name, ".State.OOMKilled") == "true"
+
+
 def test_missing_program_gives_the_runtimes_reason(docker: Dockerd) -> None:
     done = docker.run("--rm", IMAGE, "/no/such/program")
     assert done.returncode == 127
