@@ -25,7 +25,7 @@ from pyshim.bootstrap import address, dialect
 from pyshim.bootstrap.flags import Flags
 from pyshim.cgroups import locate
 from pyshim.monitor import channel
-from pyshim.monitor.memfd import memfd
+from pyshim.monitor.fds import memfd
 from pyshim.zygote.address import close_from
 from pyshim.zygote.address import socket_path as zygote_socket_path
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
-from pyshim.monitor.memfd import memfd
+from pyshim.monitor.fds import memfd
 from pyshim.service.store import Record, Store
 from pyshim.stdio.streams import Streams
 from pyshim.ttrpc.status import Code, StatusError

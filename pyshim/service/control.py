@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate, v1, v2
-from pyshim.monitor.memfd import memfd
+from pyshim.monitor.fds import memfd
 from pyshim.runtime import command
 from pyshim.service import commands, exits, states
 from pyshim.service.states import Status

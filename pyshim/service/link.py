@@ -14,26 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
+from pyshim.monitor.fds import receive
 
 # A monitor that takes nothing for this long is stopped or gone; the service cannot go on.
 SEND_TIMEOUT_S = 30
 EVENTS = {Type.HELD, Type.RECORD, Type.RELAY_STATUS, Type.RANG}
-
-
-def receive(
-    sock: socket.socket, size: int, fd_count: int, flags: int
-) -> tuple[bytes, list[int], int]:
-    """Data, descriptors and flags of one recvmsg(2).  Raises OSError.
-
-    socket.recv_fds of CPython 3.11 drops its ``flags``: a peek would take what it looks at.
-    """
-    ancillary_size = socket.CMSG_LEN(fd_count * array.array("i").itemsize)
-    data, ancillary, got, _ = sock.recvmsg(size, ancillary_size, flags)
-    fds = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, list(fds), got
 
 
 class Link:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, RecordFlag, StopMode, Type
-from pyshim.monitor.memfd import memfd
+from pyshim.monitor.fds import memfd
 from pyshim.service.link import Link
 
 

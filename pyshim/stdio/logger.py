@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
-from pyshim.monitor.memfd import memfd
+from pyshim.monitor.fds import memfd
 from pyshim.service.store import Store
 from pyshim.ttrpc.status import Code, StatusError
 

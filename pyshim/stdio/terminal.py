@@ -15,7 +15,7 @@ import termios
 
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, Type
-from pyshim.service.link import receive
+from pyshim.monitor.fds import receive
 from pyshim.service.store import Store
 from pyshim.stdio import logger
 from pyshim.stdio.streams import Streams, add_stdin, clear, let_go, open_output

@@ -25,6 +25,7 @@ from pathlib import Path
 import daemon
 
 from pyshim.monitor import channel
+from pyshim.monitor.fds import receive
 from pyshim.zygote import address
 
 KIND_ACTIVATE = 1
@@ -235,7 +236,7 @@ def answer(connection: socket.socket, path: str) -> int:
     if uid != os.geteuid():
         return 1
     connection.settimeout(REQUEST_TIMEOUT_S)
-    data, fds, _, _ = socket.recv_fds(connection, HEADER.size, 8)
+    data, fds, _ = receive(connection, HEADER.size, 8, socket.MSG_CMSG_CLOEXEC)
     connection.settimeout(None)
     magic, kind = HEADER.unpack(data)
     if magic == channel.ZYGOTE_MAGIC and kind == KIND_ACTIVATE and len(fds) == 1:

@@ -12,7 +12,8 @@ import pytest
 
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
-from pyshim.service.link import Link, receive
+from pyshim.monitor.fds import receive
+from pyshim.service.link import Link
 
 Pair = tuple[socket.socket, socket.socket]
 BOUND_S = 30
