@@ -872,10 +872,10 @@ def search_path():
 
 
 def find_held(tag):
-    """The entry of a tag, or NULL."""
+    """The entry of a tag, or NULL; 0 is no tag but the mark of a free place."""
     at: cython.int
     for at in range(held_top):
-        if helds[at].tag == tag:
+        if helds[at].tag == tag and tag != 0:
             return helds + at
     return cython.NULL
 
@@ -1892,7 +1892,7 @@ def carry_out_one(header, body, fds):
         return hold(words.a, words.b, fds[0], header.sequence)
     elif kind == DROP:
         held = find_held(words.a)
-        if words.a != 0 and held != cython.NULL:
+        if held != cython.NULL:
             drop(held)
     elif kind == RELAY:
         if words.b & ~(RELAY_STDIN | RELAY_OPEN_SOURCE | RELAY_OPEN_DESTINATION):

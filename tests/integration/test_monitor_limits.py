@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyshim.monitor.channel import SPAWN_DIE_WITH_MONITOR, HoldFlag, Message, Type, encode_program
-from tests.integration.test_monitor import Monitor, Service, close_all, eventually, memfd
+from tests.integration.test_monitor import BOUND_S, Monitor, Service, close_all, eventually, memfd
 
 EBADMSG, EFBIG, ENOSPC, ESRCH = errno.EBADMSG, errno.EFBIG, errno.ENOSPC, errno.ESRCH
 PROCESSES, HELDS = 8192, 4096  # the sizes of the monitor's tables
@@ -261,6 +261,26 @@ def test_an_unknown_flag_of_a_spawn_is_not_understood(monitor: Monitor) -> None:
     program = memfd(b"\1\0\0\0\0\0\0\0/\0true\0")
     assert service.ask(Type.SPAWN, 1, 2, 0, fds=(program,)) == (EBADMSG, 0)
     assert service.park() == 0
+
+
+def test_no_tag_is_no_descriptor(monitor: Monitor) -> None:
+    """A place that has become free has no tag, and a number that is somebody else's by now."""
+    service = monitor.service()
+    service.send(*[Message(Type.HOLD, (tag, 0), (os.dup(0),)) for tag in (5, 6)])
+    service.send(Message(Type.DROP, (5, 0)))
+    ours, theirs = socket.socketpair()
+    ours.settimeout(BOUND_S)
+    reader, writer = os.pipe()
+    service.relay(1, theirs.detach(), writer)  # the socket gets the lowest number that is free
+    service.send(Message(Type.SEND, (0, 3), tail=b"abc"))
+    assert service.ask(Type.CONSUME, 0, 100) == (errno.ENOENT, 0)
+    ours.sendall(b"all of it")
+    ours.shutdown(socket.SHUT_WR)
+    assert service.relay_end(1).fields[1:] == (1, 0, 0, 9)
+    assert os.read(reader, 100) == b"all of it"
+    assert ours.recv(100) == b""
+    ours.close()
+    os.close(reader)
 
 
 def test_nothing_can_be_sent_to_a_listener(monitor: Monitor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -19,6 +20,7 @@ SEEDS = 20
 ROUNDS = 100
 SOME_TAGS, SOME_RELAYS = range(2, 40), range(30)
 ACCEPTED = 1 << 31
+FOR_NOBODY = 2  # the sequence of requests for what does not exist
 COMMANDS = (
     ("true",),
     ("cat",),
@@ -74,7 +76,7 @@ class Chance:
     def request(self) -> Message:
         """A well-formed request, which may make no sense."""
         pick = self.random.choice
-        tag = pick([*SOME_TAGS, 0, ACCEPTED, ACCEPTED + 1, 2**32 - 1])
+        tag = pick([*SOME_TAGS, *[0] * 8, ACCEPTED, ACCEPTED + 1, 2**32 - 1])
         relay, pid, size = pick(SOME_RELAYS), pick(self.pids), pick([0, 1, 5000, 70_000])
         make: Callable[[], Message] = pick(
             [
@@ -91,7 +93,7 @@ class Chance:
                 lambda: Message(Type.RELAY_STOP, (relay, self.random.randrange(4))),
                 lambda: Message(Type.SEND, (tag, min(size, 9000)), (), 1, bytes(min(size, 9000))),
                 lambda: Message(Type.SEND, (tag, 0), (memfd(bytes(size)),)),
-                lambda: Message(Type.CONSUME, (tag, size), (), 1),
+                lambda: Message(Type.CONSUME, (tag, size), (), 1 if tag else FOR_NOBODY),
                 lambda: Message(Type.ALARM, (pick([0, 1, 5, 1000]), 0)),
                 lambda: Message(Type.PARK, (self.random.randrange(50),), (), 1),
             ]
@@ -137,6 +139,8 @@ def take(service: Service, chance: Chance) -> bool:
     except (EOFError, ConnectionResetError):
         return False
     finally:
+        replies = [m.fields[0] for m in service.inbox if m.sequence == FOR_NOBODY]
+        assert set(replies) <= {errno.ENOENT, errno.EBADMSG}
         chance.pids += [m.fields[0] for m in service.inbox if m.type == Type.RECORD]
         close_all(service.inbox)
         service.inbox = []
