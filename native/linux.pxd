@@ -102,7 +102,7 @@ cdef extern from "<unistd.h>" nogil:
     enum: X_OK
 
 cdef extern from "<sys/syscall.h>" nogil:
-    enum: SYS_close_range
+    enum: SYS_close_range, SYS_pidfd_open
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)

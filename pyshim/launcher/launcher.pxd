@@ -15,12 +15,13 @@ cdef enum:
     LAST_SIGNAL = 64
     ASCII_ZERO = 48
 
-    BEGIN_TIMEOUT_MS = 5000
+    # containerd ends `delete` after 5 s: doing without a zygote must fit into what this leaves.
+    BEGIN_TIMEOUT_MS = 2000
     ANSWER_TIMEOUT_MS = 60000
     ZYGOTE_ATTEMPTS = 3
-    ZYGOTE_START_TIMEOUT_MS = 10000
+    CHILD_END_TIMEOUT_MS = 500
     ZYGOTE_RETRY_MS = 5
-    CONNECT_TIMEOUT_S = 10
+    CONNECT_TIMEOUT_S = 1
     LAST_CLOSED_FD = 65536  # where the kernel has no close_range
 
     # monitor/protocol.md, "The zygote's socket"
@@ -52,6 +53,7 @@ cdef char run_folder[PATH_BYTES]
 cdef char socket_path[PATH_BYTES]
 cdef char scratch[PATH_BYTES]
 cdef Datagram answer
+cdef long long begin_by
 cdef char buffer[BUFFER_BYTES]
 cdef size_t buffered
 cdef char line[LINE_BYTES]
@@ -77,6 +79,7 @@ cdef int run_in_zygote(int zygote, int argc, char** argv) noexcept nogil
 cdef bint send_request(int zygote, int argc, char** argv) noexcept nogil
 cdef int write_request(int argc, char** argv) noexcept nogil
 cdef int await_exit(int zygote) noexcept nogil
+cdef void await_end_of(pid_t child) noexcept nogil
 cdef int end_with(const char* text, size_t size) noexcept nogil
 cdef bint tell(int zygote, uint32_t kind, int value) noexcept nogil
 cdef ssize_t receive(int zygote, int* fds) noexcept nogil

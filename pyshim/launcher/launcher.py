@@ -53,6 +53,7 @@ from cython.cimports.linux import (
     WNOHANG,
     X_OK,
     SYS_close_range,
+    SYS_pidfd_open,
     SYS_rt_sigprocmask,
     _exit,
     access,
@@ -114,6 +115,7 @@ from cython.cimports.linux import (
 
 def program_main(argc, argv):
     """Zygote first, interpreter second."""
+    global begin_by
     zygote: cython.int
     code: cython.int
     if argc > 1 and asks_for_version(argv[1]):
@@ -130,6 +132,7 @@ def program_main(argc, argv):
         say(b"/interpreter; write the path of the one that has pyshim into the second of these")
         return fail()
     if find_socket_path():
+        begin_by = now_ms() + BEGIN_TIMEOUT_MS
         for _ in range(ZYGOTE_ATTEMPTS):
             zygote = reach_zygote()
             if zygote < 0:
@@ -257,7 +260,6 @@ def find_socket_path():
 
 def reach_zygote():
     """A connection to the zygote, which is started when there is none; or -1."""
-    deadline: cython.longlong = now_ms() + ZYGOTE_START_TIMEOUT_MS
     status: cython.int = 0
     child: pid_t
     fd: cython.int = connect_once()
@@ -266,7 +268,7 @@ def reach_zygote():
     if access(interpreter, X_OK) != 0:
         return -1
     child = start_zygote()
-    while child >= 0 and now_ms() < deadline:
+    while child >= 0 and now_ms() < begin_by:
         poll(cython.NULL, 0, ZYGOTE_RETRY_MS)
         fd = connect_once()
         if fd != NO_ANSWER:
@@ -389,7 +391,8 @@ def write_request(argc, argv):
 
 def await_exit(zygote):
     """Serves the zygote's child until it says how we end."""
-    deadline: cython.longlong = now_ms() + BEGIN_TIMEOUT_MS
+    deadline: cython.longlong = begin_by
+    child: pid_t = 0
     left: cython.longlong
     size: cython.ssize_t
     fds: cython.int[3]
@@ -411,6 +414,7 @@ def await_exit(zygote):
             continue
         size = receive(zygote, fds)
         if size == 0:
+            await_end_of(child)
             return NO_ANSWER
         if answer.kind == KIND_EXIT and size >= VALUE_BYTES:
             close_all(fds, MONITOR_FDS)
@@ -418,11 +422,28 @@ def await_exit(zygote):
         if answer.kind == KIND_BEGUN:
             # It does nothing before this word: one that wakes up late, when we have done without
             # it, finds that we have gone.
+            child = answer.value
             begun = tell(zygote, KIND_GO, 0)
             deadline = now_ms() + ANSWER_TIMEOUT_MS
         elif answer.kind == KIND_START_MONITOR and fds[2] >= 0:
             tell(zygote, KIND_STARTED, start_monitor(fds[0], fds[1], fds[2]))
         close_all(fds, MONITOR_FDS)
+
+
+def await_end_of(child):
+    """Waits until a child of the zygote that has hung up is gone with all its descriptors.
+
+    Its connection may be closed before a listener that it had made: whoever comes next must not
+    take that for a monitor's.
+    """
+    waiting: pollfd
+    if child <= 0:
+        return
+    waiting.fd = syscall(SYS_pidfd_open, child, 0)
+    waiting.events = POLLIN
+    if waiting.fd >= 0:
+        poll(cython.address(waiting), 1, CHILD_END_TIMEOUT_MS)
+        close(waiting.fd)
 
 
 def end_with(text, size):

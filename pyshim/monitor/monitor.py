@@ -1574,7 +1574,7 @@ def start_directly():
     """Executes Python with a channel of its own."""
     global child_argv, child_env, child_cwd, child_fds, child_fd_count, child_dies_with_us
     global child_is_service, direct_pid, by_zygote, hello_until
-    arguments: cython.p_char[5]
+    arguments: cython.p_char[7]
     fd: cython.int = open_channel()
     pid: cython.int
     if fd < 0:
@@ -1583,9 +1583,11 @@ def start_directly():
     by_zygote = False
     arguments[0] = python_path
     arguments[1] = cython.cast(cython.p_char, b"-I")
-    arguments[2] = cython.cast(cython.p_char, b"-m")
-    arguments[3] = cython.cast(cython.p_char, b"pyshim.service")
-    arguments[4] = cython.NULL
+    arguments[2] = cython.cast(cython.p_char, b"-X")
+    arguments[3] = cython.cast(cython.p_char, b"utf8")
+    arguments[4] = cython.cast(cython.p_char, b"-m")
+    arguments[5] = cython.cast(cython.p_char, b"pyshim.service")
+    arguments[6] = cython.NULL
     child_argv = arguments
     child_env = environ
     child_cwd = cython.NULL

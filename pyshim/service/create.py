@@ -146,7 +146,9 @@ def _read_config(container: state_pb2.Container) -> None:
         container.private_pids = any(s.get("type") == "pid" and not s.get("path") for s in spaces)
         container.io_uid = container.io_uid or _root_of(linux.get("uidMappings") or [])
         container.io_gid = container.io_gid or _root_of(linux.get("gidMappings") or [])
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise StatusError(Code.INVALID_ARGUMENT, f"{path}: {error.strerror}") from error
+    except (ValueError, AttributeError, TypeError) as error:
         raise StatusError(Code.INVALID_ARGUMENT, f"{path}: {error}") from error
     if str(linux.get("cgroupsPath", "")).count(":") == 2:
         # Only the systemd driver's paths have the form slice:prefix:name; docker sends no options.

@@ -259,7 +259,7 @@ def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
 
     Nothing is done before the launcher's word: one that has waited too long does it without us.
     """
-    launcher.send(HEADER.pack(channel.ZYGOTE_MAGIC, KIND_BEGUN))
+    launcher.send(EXIT.pack(channel.ZYGOTE_MAGIC, KIND_BEGUN, os.getpid()))
     launcher.settimeout(REQUEST_TIMEOUT_S)
     word = launcher.recv(EXIT.size)
     launcher.settimeout(None)
