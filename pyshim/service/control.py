@@ -45,22 +45,18 @@ async def kill(task: Task, call: state_pb2.Call) -> None:
 async def pause(task: Task, call: state_pb2.Call) -> None:
     """The call Pause."""
     container = task.container(task_pb2.PauseRequest.FromString(call.payload).id)
-    if not call.token:
-        states.check(container.init, "pause")
-    await _run(task, call, container, command.pause(container), "pause")
-    _advance(task, container, "pause")
-    task.publisher.queue("/tasks/paused", events_pb2.TaskPaused(container_id=container.id))
+    await _change(task, call, container, "pause", command.pause(container))
+    event = events_pb2.TaskPaused(container_id=container.id)
+    task.publisher.queue("/tasks/paused", event)
     task.server.answer(call, b"")
 
 
 async def resume(task: Task, call: state_pb2.Call) -> None:
     """The call Resume."""
     container = task.container(task_pb2.ResumeRequest.FromString(call.payload).id)
-    if not call.token:
-        states.check(container.init, "resume")
-    await _run(task, call, container, command.resume(container), "resume")
-    _advance(task, container, "resume")
-    task.publisher.queue("/tasks/resumed", events_pb2.TaskResumed(container_id=container.id))
+    await _change(task, call, container, "resume", command.resume(container))
+    event = events_pb2.TaskResumed(container_id=container.id)
+    task.publisher.queue("/tasks/resumed", event)
     task.server.answer(call, b"")
 
 
@@ -114,7 +110,16 @@ async def _run(
         raise StatusError(code, text or command.failure(container, action, status))
 
 
-def _advance(task: Task, container: state_pb2.Container, action: str) -> None:
-    """The transition, unless the init has exited meanwhile."""
+async def _change(
+    task: Task,
+    call: state_pb2.Call,
+    container: state_pb2.Container,
+    action: str,
+    argv: Sequence[str],
+) -> None:
+    """Runs ``argv`` where the init's state allows ``action``; advances it, unless it has exited."""
+    if not call.token:
+        states.check(container.init, action)
+    await _run(task, call, container, argv, action)
     if container.init.status != Status.STOPPED and not exits.over(task.store, container):
         states.advance(container.init, action)

@@ -207,8 +207,8 @@ def test_a_socket_path_that_is_too_long(host: Host) -> None:
 
 
 def test_no_interpreter(host: Host) -> None:
-    if Path("/etc/pyshim/interpreter").exists():
-        pytest.skip("this host has an interpreter for every launcher")
+    note = Path("/etc/pyshim/interpreter")
+    assert not note.exists(), f"{note} gives every launcher an interpreter; move it away to test"
     host.launcher = shutil.copy(host.launcher, host.home / "copied")
     text = refused(host.run("-info", PYSHIM_PYTHON=""))
     for place in ("PYSHIM_PYTHON", "/etc/pyshim/interpreter", f"{host.runtime}/interpreter"):
