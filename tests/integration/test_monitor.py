@@ -820,7 +820,7 @@ def test_without_a_zygote_python_is_executed(binary: Path, tmp_path: Path) -> No
         monitor.connect()
         eventually((tmp_path / "cwd").exists, "the script runs")
         eventually(lambda: (tmp_path / "cwd").read_text(), "the script has written")
-        assert (tmp_path / "arguments").read_text() == "-I -m pyshim.service\n"
+        assert (tmp_path / "arguments").read_text() == "-I -X utf8 -m pyshim.service\n"
         assert (tmp_path / "channel").read_text().startswith("socket:")
         assert (tmp_path / "cwd").read_text() == f"{tmp_path}\n"
         children = Path(f"/proc/{monitor.process.pid}/task/{monitor.process.pid}/children")
