@@ -7,7 +7,6 @@ be quick and every step bounded.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import time
@@ -18,13 +17,11 @@ from google.protobuf import empty_pb2
 from pyshim.api import task_pb2
 from pyshim.bootstrap import address, start
 from pyshim.bootstrap.flags import Flags
+from pyshim.runtime import mounts
+from pyshim.runtime.command import DEFAULT_ROOT, DEFAULT_RUNTIME
 
-DEFAULT_RUNTIME = "runc"
-DEFAULT_ROOT = "/run/containerd/runc"
 RUNTIME_TIMEOUT_S = 3.0
 SHIM_TIMEOUT_S = 1.0
-MAX_STACKED_MOUNTS = 64
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 KILLED = 137
 TASK_SERVICE = "containerd.task.v2.Task"
 
@@ -33,7 +30,7 @@ def delete(flags: Flags) -> bytes:
     """Cleans up; a serialized DeleteResponse."""
     bundle = Path(flags.bundle or os.curdir).absolute()
     end_container(bundle, flags.namespace, flags.id)
-    unmount(bundle / "rootfs")
+    mounts.unmount_all(str(bundle / "rootfs"))
     end_shim(bundle, flags.id)
     now = time.time_ns()
     response = task_pb2.DeleteResponse(pid=init_pid(bundle), exit_status=KILLED)
@@ -79,14 +76,6 @@ def runtime_binary(bundle: Path, options: dict[str, str]) -> str:
         if text := (bundle / "runtime").read_text().strip():
             return text
     return options.get("binary_name") or DEFAULT_RUNTIME
-
-
-def unmount(target: Path) -> None:
-    """Takes away everything that is mounted on ``target``."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for _ in range(MAX_STACKED_MOUNTS):
-        if libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW) != 0:
-            return
 
 
 def end_shim(bundle: Path, container_id: str) -> None:

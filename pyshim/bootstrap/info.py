@@ -8,6 +8,7 @@ from pyshim import __version__
 from pyshim.api import info_pb2
 from pyshim.bootstrap import dialect
 from pyshim.bootstrap.flags import Flags
+from pyshim.runtime.command import DEFAULT_RUNTIME
 from pyshim.zygote.address import build_id
 
 RUNTIME_NAME = "io.containerd.pyshim.v2"
@@ -29,7 +30,7 @@ def runtime_info(request: bytes) -> bytes:
     version = info_pb2.RuntimeVersion(version=__version__, revision=build_id())
     info = info_pb2.RuntimeInfo(name=RUNTIME_NAME, version=version)
     chosen = dialect.parse(request, Flags()).options
-    if text := runtime_features(chosen.binary_name or "runc"):
+    if text := runtime_features(chosen.binary_name or DEFAULT_RUNTIME):
         info.features.type_url = FEATURES_TYPE
         info.features.value = text
     return info.SerializeToString()

@@ -26,8 +26,10 @@ from pyshim.bootstrap.flags import Flags
 from pyshim.cgroups import locate
 from pyshim.monitor import channel
 from pyshim.monitor.fds import memfd
+from pyshim.zygote import messages
 from pyshim.zygote.address import close_from
 from pyshim.zygote.address import socket_path as zygote_socket_path
+from pyshim.zygote.messages import Kind
 
 PROBE_TIMEOUT_S = 0.1
 LAUNCHER_TIMEOUT_S = 30.0
@@ -35,11 +37,6 @@ BACKLOG = 128
 MAX_OOM_SCORE = 1000
 STATE_VERSION = 1
 FIRST_FREE_FD = 5  # of a monitor: 3 is its listener, 4 its state
-KIND_START_MONITOR = 4
-KIND_STARTED = 5
-HEADER = struct.Struct("<II")
-STARTED = struct.Struct("<IIi")
-PEER_CREDENTIALS = struct.Struct("3i")
 
 
 class StartError(Exception):
@@ -64,7 +61,7 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
         # Before the server starts, so that a cleanup after a crash can find the socket.
         write_address(bundle, answer)
         if listener is not None:
-            starter = pid_of(launcher) if launcher is not None else os.getpid()
+            starter = messages.peer(launcher)[0] if launcher is not None else os.getpid()
             raise_oom_score(starter)
             if given.options.shim_cgroup:
                 enter_cgroup(starter, given.options.shim_cgroup)
@@ -226,15 +223,15 @@ def ask_launcher(
     program = memfd(channel.encode_program(bundle, command, dict(os.environ)))
     try:
         launcher.settimeout(LAUNCHER_TIMEOUT_S)
-        header = HEADER.pack(channel.ZYGOTE_MAGIC, KIND_START_MONITOR)
-        socket.send_fds(launcher, [header], [program, listener, state])
-        answer = launcher.recv(STARTED.size)
+        request = messages.header(Kind.START_MONITOR)
+        socket.send_fds(launcher, [request], [program, listener, state])
+        answer = launcher.recv(messages.VALUE.size)
     finally:
         os.close(program)
-    if len(answer) != STARTED.size:
+    if len(answer) != messages.VALUE.size:
         raise StartError("the launcher ended before it had started the monitor")
-    magic, kind, pid = STARTED.unpack(answer)
-    if magic != channel.ZYGOTE_MAGIC or kind != KIND_STARTED:
+    pid = messages.VALUE.unpack(answer)[-1]
+    if answer != messages.with_value(Kind.STARTED, pid):
         raise StartError("the launcher and its Python are of different versions; reinstall pyshim")
     if pid <= 0:
         raise StartError(f"cannot start {command[0]}: {os.strerror(-pid)}")
@@ -317,12 +314,6 @@ def enter_cgroup(starter: int, name: str) -> None:
         raise StartError(
             f"the shim's cgroup {name} is in no hierarchy; make it, or drop ShimCgroup"
         )
-
-
-def pid_of(launcher: socket.socket) -> int:
-    """The pid of the launcher."""
-    credentials = launcher.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
-    return int(PEER_CREDENTIALS.unpack(credentials)[0])
 
 
 def parent_of(pid: int) -> int:

@@ -8,6 +8,8 @@ import os
 from pyshim.api import state_pb2
 
 INIT_PID_FILE = "init.pid"
+DEFAULT_RUNTIME = "runc"
+DEFAULT_ROOT = "/run/containerd/runc"  # the Go shim's
 
 
 def global_flags(container: state_pb2.Container) -> list[str]:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-MNT_DETACH = 2
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+MAX_STACKED_MOUNTS = 64
 MS_BIND, MS_REC, MS_REMOUNT, MS_RDONLY = 0x1000, 0x4000, 0x20, 1
 FLAGS = {
     "ro": MS_RDONLY,
@@ -70,8 +71,8 @@ def mount_one(mount: Mount, target: str) -> None:
 
 def unmount_all(rootfs: str) -> None:
     """Takes down every mount stacked on ``rootfs``; what is not mounted is no error."""
-    for _ in range(64):
-        if _libc.umount2(os.fsencode(rootfs), MNT_DETACH):
+    for _ in range(MAX_STACKED_MOUNTS):
+        if _libc.umount2(os.fsencode(rootfs), MNT_DETACH | UMOUNT_NOFOLLOW):
             return
 
 

@@ -139,8 +139,7 @@ class Activation:
         for pid, record in list(self.store.records.items()):
             if record.exited and record.token not in tokens and pid not in pids and record.token:
                 messages += self.store.forget(pid)
-        if messages:
-            self.store.link.send(messages)
+        self.store.link.send(messages)
 
     def _take_over(self) -> None:
         self.store.state.version = STATE_VERSION

@@ -49,6 +49,21 @@ def spawn(
     return reply
 
 
+async def run(
+    store: Store,
+    call: state_pb2.Call,
+    argv: Sequence[str],
+    cwd: str,
+    streams: Streams | None = None,
+) -> int:
+    """Runs the command of ``call``, unless an earlier service has begun it; its exit status.
+
+    Raises as ``spawn`` and ``outcome``.
+    """
+    spawned = None if call.token else spawn(store, call, argv, cwd, streams)
+    return await outcome(store, call, spawned)
+
+
 async def outcome(store: Store, call: state_pb2.Call, spawned: Spawned | None) -> int:
     """The exit status of the command of ``call``; ``spawned`` is None after a change of service.
 

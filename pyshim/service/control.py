@@ -76,8 +76,7 @@ async def stats(task: Task, call: state_pb2.Call) -> None:
     """The call Stats: the metrics of the container's control group."""
     container = task.container(task_pb2.StatsRequest.FromString(call.payload).id)
     groups = dict(container.cgroups)
-    alive = container.init.status != Status.STOPPED and not exits.over(task.store, container)
-    if not groups or not alive:
+    if not groups or exits.over(task.store, container):
         raise StatusError(Code.NOT_FOUND, "cgroup does not exist")
     reply = task_pb2.StatsResponse()
     found = (
@@ -99,10 +98,7 @@ async def _run(
     streams: Streams | None = None,
 ) -> None:
     """Runs the runtime's command of ``call`` to its end; raises StatusError when it fails."""
-    spawned = None
-    if not call.token:
-        spawned = commands.spawn(task.store, call, argv, container.bundle, streams)
-    status = await commands.outcome(task.store, call, spawned)
+    status = await commands.run(task.store, call, argv, container.bundle, streams)
     if status:
         text = command.last_error(container)
         gone = any(phrase in text.lower() for phrase in GONE_TEXTS)
@@ -121,5 +117,5 @@ async def _change(
     if not call.token:
         states.check(container.init, action)
     await _run(task, call, container, argv, action)
-    if container.init.status != Status.STOPPED and not exits.over(task.store, container):
+    if not exits.over(task.store, container):
         states.advance(container.init, action)

@@ -16,8 +16,6 @@ from pyshim.ttrpc.status import Code, StatusError
 if TYPE_CHECKING:
     from pyshim.service.task import Task
 
-DEFAULT_ROOT = "/run/containerd/runc"
-
 
 async def create(task: Task, call: state_pb2.Call) -> None:
     """The call Create: afterwards the container's init waits for Start.
@@ -122,10 +120,10 @@ def _event(request: task_pb2.CreateTaskRequest, pid: int) -> events_pb2.TaskCrea
 
 def _record(request: task_pb2.CreateTaskRequest, namespace: str) -> state_pb2.Container:
     """A new container's record, from its request, its options and its config.json."""
-    container = state_pb2.Container(id=request.id, bundle=request.bundle, runtime="runc")
+    container = state_pb2.Container(id=request.id, bundle=request.bundle)
     chosen = options.decode(request.options)
-    container.runtime = chosen.binary_name or container.runtime
-    container.root = os.path.join(chosen.root or DEFAULT_ROOT, namespace)
+    container.runtime = chosen.binary_name or command.DEFAULT_RUNTIME
+    container.root = os.path.join(chosen.root or command.DEFAULT_ROOT, namespace)
     container.systemd_cgroup = chosen.systemd_cgroup
     container.no_pivot_root = chosen.no_pivot_root
     container.no_new_keyring = chosen.no_new_keyring

@@ -25,15 +25,11 @@ async def delete(task: Task, call: state_pb2.Call) -> None:
     request = task_pb2.DeleteRequest.FromString(call.payload)
     container = task.container(request.id)
     process = task.process(request.id, request.exec_id)
-    spawned = None
-    if not call.token:
-        if not process.failed:
-            states.check(process, "delete")
-        if not process.id:
-            argv = command.delete(container)
-            spawned = commands.spawn(task.store, call, argv, container.bundle)
+    if not call.token and not process.failed:
+        states.check(process, "delete")
     if not process.id:
-        status = await commands.outcome(task.store, call, spawned)
+        argv = command.delete(container)
+        status = await commands.run(task.store, call, argv, container.bundle)
         if status:
             raise StatusError(Code.UNKNOWN, command.failure(container, "delete", status))
         await _ended(task, container)

@@ -28,7 +28,9 @@ DRAIN_TIMEOUT_S = 2
 
 
 def over(store: Store, container: state_pb2.Container) -> bool:
-    """Whether the monitor has reaped the container's init, published or not."""
+    """Whether the container's init has exited, published or not."""
+    if container.init.status == Status.STOPPED:
+        return True
     record = store.records.get(container.init.pid)
     return record is not None and record.exited
 

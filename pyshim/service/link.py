@@ -51,7 +51,8 @@ class Link:
         try:
             data, fds = channel.encode(messages)
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            while not self._sent(data, rights):
+            # Nothing to say is no datagram: an empty one is not understood.
+            while data and not self._sent(data, rights):
                 self._await_room()
         finally:
             for fd in owned:

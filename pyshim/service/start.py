@@ -28,15 +28,14 @@ async def start(task: Task, call: state_pb2.Call) -> None:
 
 async def _start_init(task: Task, call: state_pb2.Call, container: state_pb2.Container) -> None:
     process = container.init
-    spawned = None
     if not call.token:
         states.check(process, "start")
         if process.starting:
             raise StatusError(Code.FAILED_PRECONDITION, "the container is being started")
         process.starting = True
-        spawned = commands.spawn(task.store, call, command.start(container), container.bundle)
     try:
-        status = await commands.outcome(task.store, call, spawned)
+        argv = command.start(container)
+        status = await commands.run(task.store, call, argv, container.bundle)
     finally:
         process.starting = False
     if status:
@@ -103,7 +102,7 @@ async def _begin_exec(
 ) -> commands.Spawned:
     store = task.store
     states.check(process, "start")
-    if container.init.status == states.Status.STOPPED or exits.over(store, container):
+    if exits.over(store, container):
         raise StatusError(Code.FAILED_PRECONDITION, "the container's init has exited")
     key = f"{container.id}/{process.id}"
     if process.starting or process.failed or key in task.beginning:

@@ -16,7 +16,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -26,13 +25,8 @@ import daemon
 
 from pyshim.monitor import channel
 from pyshim.monitor.fds import receive
-from pyshim.zygote import address
-
-KIND_ACTIVATE = 1
-KIND_RUN = 2
-KIND_EXIT = 3
-KIND_BEGUN = 6
-KIND_GO = 7
+from pyshim.zygote import address, messages
+from pyshim.zygote.messages import Kind
 
 # What children need; a module that is not there yet costs its child an import error, not us.
 WARM_MODULES = (
@@ -54,9 +48,6 @@ LOCK_TIMEOUT_S = 10.0
 BACKLOG = 512
 FEW_DESCRIPTORS = 256
 MAX_PATH_BYTES = 107  # sockaddr_un has one more, for a zero
-PEER_CREDENTIALS = struct.Struct("3i")
-HEADER = struct.Struct("<II")
-EXIT = struct.Struct("<IIi")
 
 
 def run(path: str, *, detach: bool) -> int:
@@ -230,19 +221,15 @@ def become_child(connection: socket.socket, path: str) -> None:
 
 def answer(connection: socket.socket, path: str) -> int:
     """Reads the request and carries it out."""
-    _, uid, _ = PEER_CREDENTIALS.unpack(
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
-    )
-    if uid != os.geteuid():
+    if messages.peer(connection)[1] != os.geteuid():
         return 1
     connection.settimeout(REQUEST_TIMEOUT_S)
-    data, fds, _ = receive(connection, HEADER.size, 8, socket.MSG_CMSG_CLOEXEC)
+    data, fds, _ = receive(connection, messages.HEADER.size, 8, socket.MSG_CMSG_CLOEXEC)
     connection.settimeout(None)
-    magic, kind = HEADER.unpack(data)
-    if magic == channel.ZYGOTE_MAGIC and kind == KIND_ACTIVATE and len(fds) == 1:
+    if data == messages.header(Kind.ACTIVATE) and len(fds) == 1:
         connection.close()
         return activate(fds[0])
-    if magic == channel.ZYGOTE_MAGIC and kind == KIND_RUN and len(fds) == 3:
+    if data == messages.header(Kind.RUN) and len(fds) == 3:
         return run_for(connection, fds, path)
     return 1
 
@@ -259,11 +246,11 @@ def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
 
     Nothing is done before the launcher's word: one that has waited too long does it without us.
     """
-    launcher.send(EXIT.pack(channel.ZYGOTE_MAGIC, KIND_BEGUN, os.getpid()))
+    launcher.send(messages.with_value(Kind.BEGUN, os.getpid()))
     launcher.settimeout(REQUEST_TIMEOUT_S)
-    word = launcher.recv(EXIT.size)
+    word = launcher.recv(messages.VALUE.size)
     launcher.settimeout(None)
-    if word[: HEADER.size] != HEADER.pack(channel.ZYGOTE_MAGIC, KIND_GO):
+    if word[: messages.HEADER.size] != messages.header(Kind.GO):
         return 1
     standard_input, folder, program = fds
     os.dup2(standard_input, 0)
@@ -277,5 +264,5 @@ def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
     os.environ.update(env)
     bootstrap = importlib.import_module("pyshim.bootstrap")
     code, text = bootstrap.answer(argv[1:], launcher, path)
-    launcher.send(EXIT.pack(channel.ZYGOTE_MAGIC, KIND_EXIT, code) + text)
+    launcher.send(messages.with_value(Kind.EXIT, code) + text)
     return int(code)

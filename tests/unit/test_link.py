@@ -59,3 +59,13 @@ def test_waits_for_a_monitor_that_is_behind(pair: Pair) -> None:
     assert channel.decode(theirs.recv(channel.MAX_DATAGRAM_BYTES), []) == [message]
     sender.join(BOUND_S)
     assert not sender.is_alive()
+
+
+def test_nothing_to_say_is_no_datagram(pair: Pair) -> None:
+    ours, theirs = pair
+    kept, given = os.pipe()
+    Link(ours, lambda message: None, lambda: None).send([], [given])
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1, socket.MSG_DONTWAIT)
+    assert os.read(kept, 1) == b""  # what was given up is closed all the same
+    os.close(kept)
