@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,18 +61,6 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rootfs")
     make_rootfs(folder)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_cgroup_of_ctr() -> Iterator[None]:
-    """ctr makes a parent group, named after containerd's namespace, that nobody removes."""
-    folders = [*Path("/sys/fs/cgroup").glob("*/default"), Path("/sys/fs/cgroup/default")]
-    before = {folder for folder in folders if folder.exists()}
-    yield
-    for folder in [*Path("/sys/fs/cgroup").glob("*/default"), Path("/sys/fs/cgroup/default")]:
-        if folder not in before:
-            with contextlib.suppress(OSError):  # it is in use by somebody else by now
-                folder.rmdir()
 
 
 @pytest.fixture(scope="module")

@@ -75,9 +75,12 @@ class Containerd:
         self.address = str(home / "c.sock")
         self.sockets = home / "s"
         self.runtime_dir = home / "run"
+        # Our own: the runtime's folder and the cgroups are named after it, whoever else runs tests.
+        self.namespace = f"pyshim-{os.getpid()}-{home.name}"
         self.env = {
             **os.environ,
             "PATH": f"{scripts()}:{os.environ['PATH']}",
+            "CONTAINERD_NAMESPACE": self.namespace,
             "PYSHIM_RUNTIME_DIR": str(self.runtime_dir),
             "PYSHIM_SOCKET_DIR": str(self.sockets),
         }
@@ -184,6 +187,17 @@ class Containerd:
         self._forget_containers()
         for point in reversed(mounts_below(self.home)):
             subprocess.run(["umount", "-l", point], check=False)
+        # What the runtime and ctr make for the namespace, nobody removes.
+        for folder in [*Path("/sys/fs/cgroup").glob(f"*/{self.namespace}"), *self._folders()]:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _folders(self) -> list[Path]:
+        return [Path("/sys/fs/cgroup") / self.namespace, RUNC_ROOT / self.namespace]
+
+    def bundle(self, name: str) -> Path:
+        """The bundle of the container ``name``."""
+        return self.home / "state/io.containerd.runtime.v2.task" / self.namespace / name
 
     def _forget_containers(self) -> None:
         """Ends containers whose shims were killed; removes their states, cgroups and sockets."""
@@ -215,7 +229,7 @@ def nothing_left(containerd: Containerd) -> None:
     """No monitor, socket, mount or bundle of ours is left."""
     eventually(lambda: not containerd.monitors(), "the monitors have ended")
     # containerd removes the bundle of a shim that has died after it has forgotten the task.
-    bundles = containerd.home / "state/io.containerd.runtime.v2.task/default"
+    bundles = containerd.bundle("*").parent
     eventually(lambda: not any(bundles.glob("*")), "the bundles have been removed")
     assert [p.name for p in containerd.sockets.glob("*") if p.is_socket()] == []
     assert mounts_below(containerd.home / "state") == []

@@ -106,7 +106,7 @@ def spec_with_the_hosts_pids(containerd: Containerd, folder: Path) -> Path:
     spec["process"]["terminal"] = False
     spaces = spec["linux"]["namespaces"]
     spec["linux"]["namespaces"] = [space for space in spaces if space["type"] != "pid"]
-    spec["linux"]["cgroupsPath"] = f"/default/{folder.name}"
+    spec["linux"]["cgroupsPath"] = f"/{containerd.namespace}/{folder.name}"
     path.write_text(json.dumps(spec))
     return path
 
