@@ -94,6 +94,7 @@ cdef extern from "<unistd.h>" nogil:
     int dup2(int fd, int target)
     pid_t fork()
     char* getcwd(char* target, size_t n)
+    unsigned int getegid()
     unsigned int geteuid()
     int pipe2(int* fds, int flags)
     ssize_t read(int fd, void* data, size_t n)
@@ -214,7 +215,7 @@ cdef extern from "<signal.h>" nogil:
     int sigemptyset(sigset_t* which)
     int sigaddset(sigset_t* which, int number)
     int sigprocmask(int how, const sigset_t* which, sigset_t* previous)
-    enum: SIG_UNBLOCK, SIGHUP, SIGINT, SIGTERM
+    enum: SIG_UNBLOCK, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:

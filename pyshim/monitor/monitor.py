@@ -97,6 +97,8 @@ from cython.cimports.linux import (
     SIGKILL,
     SIGPIPE,
     SIGTERM,
+    SIGUSR1,
+    SIGUSR2,
     SIGXFSZ,
     SO_PEERCRED,
     SO_SNDBUF,
@@ -129,6 +131,7 @@ from cython.cimports.linux import (
     fcntl,
     fstat,
     fstat_mode,
+    getegid,
     geteuid,
     getpid,
     getppid,
@@ -234,6 +237,7 @@ def set_up():
     """Takes over what the launcher prepared: signals, descriptors 3 and 4, orphans."""
     global poller, signals, state_fd, null_fd, own_pid, scratch, channel, next_accepted_tag
     wanted_signals: sigset_t
+    blocked_signals: sigset_t
     about: stat_t
     number: cython.int
     listener: cython.pointer(Held)
@@ -257,7 +261,11 @@ def set_up():
     sigaddset(cython.address(wanted_signals), SIGCHLD)
     sigaddset(cython.address(wanted_signals), SIGTERM)
     sigaddset(cython.address(wanted_signals), SIGINT)
-    sigprocmask(SIG_SETMASK, cython.address(wanted_signals), cython.NULL)
+    blocked_signals = wanted_signals
+    # What containerd's documentation has people send to a shim for its stacks; they stay pending.
+    sigaddset(cython.address(blocked_signals), SIGUSR1)
+    sigaddset(cython.address(blocked_signals), SIGUSR2)
+    sigprocmask(SIG_SETMASK, cython.address(blocked_signals), cython.NULL)
     signals = signalfd(-1, cython.address(wanted_signals), SFD_CLOEXEC | SFD_NONBLOCK)
     poller = epoll_create1(EPOLL_CLOEXEC)
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -971,7 +979,8 @@ def hold_accepted(listener, fd):
     size: cython.uint = cython.sizeof(peer)
     held: cython.pointer(Held) = cython.NULL
     if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, cython.address(peer), cython.address(size)) == 0:
-        if peer.uid == geteuid():
+        # Both, as the Go shim.
+        if peer.uid == geteuid() and peer.gid == getegid():
             while find_held(next_accepted_tag) != cython.NULL:
                 next_accepted_tag = (next_accepted_tag + 1) | FIRST_ACCEPTED_TAG
             held = new_held(next_accepted_tag, fd, HOLD_WATCH)

@@ -104,7 +104,6 @@ def test_what_is_wrong_has_its_code(client: Client) -> None:
     request = task_pb2.StateRequest(id=NAME)
     assert refused(client, "no.Such", "State", request)[0] == Code.UNIMPLEMENTED
     assert refused(client, TASK_V2, "NoSuch", request)[0] == Code.UNIMPLEMENTED
-    assert refused(client, TASK_V2, "Checkpoint", request)[0] == Code.UNIMPLEMENTED
     unknown = task_pb2.StateRequest(id="unknown")
     assert refused(client, TASK_V2, "State", unknown)[0] == Code.NOT_FOUND
     unknown = task_pb2.StateRequest(id=NAME, exec_id="unknown")
