@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import posixpath
+import threading
 from collections.abc import Sequence
 from typing import Protocol
+
+from pyshim.cgroups import locate
+from pyshim.runtime import idmap, loopdevice
 
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MAX_STACKED_MOUNTS = 64
 MS_BIND, MS_REC, MS_REMOUNT, MS_RDONLY = 0x1000, 0x4000, 0x20, 1
+CLONE_FS = 0x200
 FLAGS = {
     "ro": MS_RDONLY,
     "nosuid": 2,
@@ -24,6 +30,9 @@ FLAGS = {
     "strictatime": 0x1000000,
 }
 CLEARS = {"rw", "suid", "dev", "exec", "async", "atime", "diratime", "defaults"}
+# The kernel copies a page of options, the terminating zero included (mount(2)).
+MAX_DATA_BYTES = os.sysconf("SC_PAGE_SIZE") - 1
+LOWER = "lowerdir="
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,36 +57,137 @@ def mount_all(mounts: Sequence[Mount], rootfs: str) -> None:
     os.makedirs(rootfs, mode=0o711, exist_ok=True)
     try:
         for mount in mounts:
-            mount_one(mount, os.path.join(rootfs, mount.target.lstrip("/")))
+            mount_one(mount, inside(rootfs, mount.target))
     except OSError:
         unmount_all(rootfs)
         raise
 
 
+def inside(rootfs: str, target: str) -> str:
+    """The path of ``target`` below ``rootfs``; ``..`` does not lead out.  Pure."""
+    relative = posixpath.normpath(f"/{target}").lstrip("/")
+    return os.path.join(rootfs, relative) if relative else rootfs
+
+
 def mount_one(mount: Mount, target: str) -> None:
-    """Performs one mount on the existing directory ``target``.  Raises OSError."""
+    """Performs one mount on the existing directory ``target``.  Raises OSError.
+
+    ``loop`` puts a file's loop device in its place; ``uidmap=`` and ``gidmap=`` (containerd 2.0 on)
+    shift the owners of a bind mount, or of an overlay's lower folders.
+    """
     flags = 0
     data = []
+    maps: dict[str, str] = {}
+    loop = False
     for option in mount.options:
+        name, _, value = option.partition("=")
         if option in FLAGS:
             flags |= FLAGS[option]
+        elif option == "loop":
+            loop = True
+        elif name in idmap.OPTIONS:
+            maps[name] = value
         elif option not in CLEARS:
             data.append(option)
-    _mount(mount.source, target, mount.type, flags, ",".join(data))
+    if maps:
+        with idmap.user_namespace(maps, target) as space:
+            if flags & MS_BIND:
+                attributes = idmap.attributes(flags & MS_RDONLY)
+                recursive = bool(flags & MS_REC)
+                idmap.bind(mount.source, target, space, attributes, recursive=recursive)
+            else:
+                with idmap.shifted_layers(data, space, os.path.dirname(target)) as shifted:
+                    _mount(mount.source, target, mount.type, flags, shifted)
+        return
+    if loop:
+        with loopdevice.attached(mount.source, read_only=bool(flags & MS_RDONLY)) as device:
+            _mount(device, target, mount.type, flags, data)
+        return
+    _mount(mount.source, target, mount.type, flags, data)
     if flags & MS_BIND and flags & MS_RDONLY:
         # The kernel ignores MS_RDONLY when it binds; it takes a second call (mount(2)).
-        _mount(mount.source, target, mount.type, flags | MS_REMOUNT, "")
+        _mount(mount.source, target, mount.type, flags | MS_REMOUNT, [])
 
 
 def unmount_all(rootfs: str) -> None:
-    """Takes down every mount stacked on ``rootfs``; what is not mounted is no error."""
+    """Takes down every mount stacked on ``rootfs`` or inside; what is not mounted is no error."""
     for _ in range(MAX_STACKED_MOUNTS):
-        if _libc.umount2(os.fsencode(rootfs), MNT_DETACH | UMOUNT_NOFOLLOW):
-            return
+        if not _detach(rootfs):
+            break
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for point in reversed(points_inside(file.read(), rootfs)):
+            _detach(point)
 
 
-def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
-    arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(kind))
-    if _libc.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(data)):
-        error = ctypes.get_errno()
+def points_inside(mountinfo: str, rootfs: str) -> list[str]:
+    """The mount points below ``rootfs``, in the order in which they were made.  Pure."""
+    points = (locate.unescape(line.split(" ")[4]) for line in mountinfo.splitlines())
+    return [point for point in points if point.startswith(f"{rootfs}/")]
+
+
+def _detach(point: str) -> bool:
+    return not _libc.umount2(os.fsencode(point), MNT_DETACH | UMOUNT_NOFOLLOW)
+
+
+def shortened(options: Sequence[str]) -> tuple[str, list[str]]:
+    """The options of an overlay of many layers, relative to the folder that these share.
+
+    Returns that folder, "" when there is nothing to gain, and the options.  Pure.
+    """
+    for at, option in enumerate(options):
+        layers = option.removeprefix(LOWER).split(":")
+        if not option.startswith(LOWER) or not all(layer.startswith("/") for layer in layers):
+            continue
+        common = posixpath.commonpath(layers)
+        if len(layers) < 2 or common == "/":
+            return "", list(options)
+        names = [posixpath.relpath(layer, common) for layer in layers]
+        return common, [*options[:at], LOWER + ":".join(names), *options[at + 1 :]]
+    return "", list(options)
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: Sequence[str]) -> None:
+    """mount(2); goes to the layers' folder where the options do not fit into a page otherwise."""
+    folder, data = "", ",".join(options)
+    if len(os.fsencode(data)) > MAX_DATA_BYTES:
+        folder, short = shortened(options)
+        data = ",".join(short)
+    if len(os.fsencode(data)) > MAX_DATA_BYTES:
+        size = len(os.fsencode(data))
+        text = f"mount {kind}: {size} bytes of options, the kernel takes {MAX_DATA_BYTES}"
+        raise OSError(7, f"{text}; use fewer layers", target)
+    error = _mount_in(folder, (source, target, kind, flags, data))
+    if error:
         raise OSError(error, f"mount {kind} {source}: {os.strerror(error)}", target)
+
+
+def _mount_in(folder: str, arguments: tuple[str, str, str, int, str]) -> int:
+    """The errno of mount(2) in ``folder``, "" for wherever we are.
+
+    A thread with a working directory of its own goes there, so that nobody else moves.
+    """
+    source, target, kind, flags, data = arguments
+    result = 0
+
+    def act() -> None:
+        nonlocal result
+        if folder:
+            if _libc.unshare(CLONE_FS):
+                result = ctypes.get_errno()
+                return
+            try:
+                os.chdir(folder)
+            except OSError as error:
+                result = error.errno or 1
+                return
+        texts = (os.fsencode(source), os.fsencode(target), os.fsencode(kind))
+        if _libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(data)):
+            result = ctypes.get_errno()
+
+    if not folder:
+        act()
+        return result
+    thread = threading.Thread(target=act)
+    thread.start()
+    thread.join()
+    return result
