@@ -61,7 +61,7 @@ class Process(_message.Message):
     def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., logger_token: _Optional[int] = ...) -> None: ...
 
 class Container(_message.Message):
-    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid", "oom_tag", "oom_kills")
+    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid", "oom_tag", "oom_kills", "checkpoint", "criu_path", "criu_work_path")
     class ExecsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,9 @@ class Container(_message.Message):
     IO_GID_FIELD_NUMBER: _ClassVar[int]
     OOM_TAG_FIELD_NUMBER: _ClassVar[int]
     OOM_KILLS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    CRIU_PATH_FIELD_NUMBER: _ClassVar[int]
+    CRIU_WORK_PATH_FIELD_NUMBER: _ClassVar[int]
     id: str
     bundle: str
     runtime: str
@@ -110,7 +113,26 @@ class Container(_message.Message):
     io_gid: int
     oom_tag: int
     oom_kills: int
-    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ..., cgroups: _Optional[_Mapping[str, str]] = ..., io_uid: _Optional[int] = ..., io_gid: _Optional[int] = ..., oom_tag: _Optional[int] = ..., oom_kills: _Optional[int] = ...) -> None: ...
+    checkpoint: str
+    criu_path: str
+    criu_work_path: str
+    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ..., cgroups: _Optional[_Mapping[str, str]] = ..., io_uid: _Optional[int] = ..., io_gid: _Optional[int] = ..., oom_tag: _Optional[int] = ..., oom_kills: _Optional[int] = ..., checkpoint: _Optional[str] = ..., criu_path: _Optional[str] = ..., criu_work_path: _Optional[str] = ...) -> None: ...
+
+class Deleted(_message.Message):
+    __slots__ = ("id", "exec_id", "pid", "exit_status", "exited_seconds", "exited_nanos")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EXEC_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    EXIT_STATUS_FIELD_NUMBER: _ClassVar[int]
+    EXITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EXITED_NANOS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    exec_id: str
+    pid: int
+    exit_status: int
+    exited_seconds: int
+    exited_nanos: int
+    def __init__(self, id: _Optional[str] = ..., exec_id: _Optional[str] = ..., pid: _Optional[int] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ...) -> None: ...
 
 class Connection(_message.Message):
     __slots__ = ("tag", "pending", "discarding")
@@ -153,7 +175,7 @@ class Event(_message.Message):
     def __init__(self, number: _Optional[int] = ..., envelope: _Optional[bytes] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures", "socket_inode")
+    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures", "socket_inode", "deleted", "shared")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +209,8 @@ class State(_message.Message):
     OUTBOX_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_FAILURES_FIELD_NUMBER: _ClassVar[int]
     SOCKET_INODE_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     version: int
     namespace: str
     id: str
@@ -206,4 +230,6 @@ class State(_message.Message):
     outbox: _containers.RepeatedCompositeFieldContainer[Event]
     publish_failures: int
     socket_inode: int
-    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ..., socket_inode: _Optional[int] = ...) -> None: ...
+    deleted: _containers.RepeatedCompositeFieldContainer[Deleted]
+    shared: bool
+    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ..., socket_inode: _Optional[int] = ..., deleted: _Optional[_Iterable[_Union[Deleted, _Mapping]]] = ..., shared: bool = ...) -> None: ...

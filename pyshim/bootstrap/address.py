@@ -15,7 +15,12 @@ DEFAULT_FOLDER = "/run/containerd/s"
 # sockaddr_un has 108 bytes; Go keeps one for the terminating zero and one for abstract names.
 MAX_PATH_BYTES = 106
 SCHEME = "unix://"
-GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+# The Go shim's two, and CRI-O's own.
+GROUP_ANNOTATIONS = (
+    "io.containerd.runc.v2.group",
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri-o.SandboxID",
+)
 
 
 class AddressError(ValueError):

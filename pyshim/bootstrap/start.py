@@ -197,7 +197,7 @@ def first_state(flags: Flags, bundle: str, group: str, path: str) -> bytes:
         id=group,
         bundle=bundle,
         address=flags.address,
-        ttrpc_address=os.environ.get("TTRPC_ADDRESS") or f"{flags.address}.ttrpc",
+        ttrpc_address=events_address(flags),
         publish_binary=flags.publish_binary,
         debug=flags.debug,
         socket=path,
@@ -205,6 +205,12 @@ def first_state(flags: Flags, bundle: str, group: str, path: str) -> bytes:
         env=environment,
     )
     return state.SerializeToString()
+
+
+def events_address(flags: Flags) -> str:
+    """Where events go; "" for a daemon that takes none, as CRI-O (it gives no address at all)."""
+    beside = f"{flags.address}.ttrpc" if flags.address else ""
+    return os.environ.get("TTRPC_ADDRESS") or beside
 
 
 def is_text(value: str) -> bool:

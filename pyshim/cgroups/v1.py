@@ -30,8 +30,17 @@ BLKIO_TABLES = {
 
 
 def metrics(groups: dict[str, str], pid: int = 0) -> api.Metrics:
-    """What the controllers in ``groups`` (name → folder) say; ``pid`` is for the network."""
+    """What the controllers in ``groups`` (name → folder) say; ``pid`` is for the network.
+
+    The messages that every client reads are there even where the kernel has no such controller:
+    CRI-O follows them without a look (spec/crio-vm.md, Stats).
+    """
     found = api.Metrics()
+    found.pids.SetInParent()
+    found.cpu.usage.SetInParent()
+    found.cpu.throttling.SetInParent()
+    for name in MEMORY_ENTRIES:
+        getattr(found.memory, name).SetInParent()
     if "pids" in groups:
         found.pids.current = files.number(groups["pids"], "pids.current")
         limit = files.number(groups["pids"], "pids.max")

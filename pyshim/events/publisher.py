@@ -33,8 +33,11 @@ class Publisher:
     def queue(self, topic: str, event: Protobuf) -> None:
         """Adds an event to the outbox; it is sent after the commit that the caller owes.
 
-        The Any's type_url is the bare name: containerd understands no prefix.
+        The Any's type_url is the bare name: containerd understands no prefix.  Without an address
+        there is nobody to tell.
         """
+        if not self.store.state.ttrpc_address:
+            return
         now = time.time_ns()
         envelope = forward_pb2.Envelope(namespace=self.store.state.namespace, topic=topic)
         envelope.timestamp.FromNanoseconds(now)
@@ -45,6 +48,7 @@ class Publisher:
         if len(outbox) > OUTBOX_MAX_EVENTS:
             oldest = (i for i, e in enumerate(outbox) if b"/tasks/exit" not in e.envelope)
             del outbox[next(oldest, 0)]
+            self.store.log.warning("an event was dropped: too many wait", topic=topic)
         asyncio.get_running_loop().call_soon(self.wake)
 
     def wake(self) -> None:
@@ -68,7 +72,8 @@ class Publisher:
         try:
             await self._deliver()
             self.store.state.publish_failures = 0
-        except (OSError, asyncio.TimeoutError, EOFError):
+        except (OSError, asyncio.TimeoutError, EOFError) as error:
+            self.store.log.warning("events wait for containerd", error=repr(error))
             self.store.state.publish_failures = failures + 1
             asyncio.get_running_loop().call_later(self.retry_ms() / 1000, self.wake)
         finally:

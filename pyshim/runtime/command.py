@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 
-from pyshim.api import state_pb2
+from pyshim.api import options_pb2, state_pb2
 
 INIT_PID_FILE = "init.pid"
+CRIU_WORK_FOLDER = "criu-work"
 DEFAULT_RUNTIME = "runc"
 DEFAULT_ROOT = "/run/containerd/runc"  # the Go shim's
 
@@ -18,14 +19,15 @@ def global_flags(container: state_pb2.Container) -> list[str]:
     flags = [container.runtime, "--root", container.root, "--log", log, "--log-format", "json"]
     if container.systemd_cgroup:
         flags.append("--systemd-cgroup")
+    if container.criu_path:
+        flags += ["--criu", container.criu_path]
     return flags
 
 
 def create(container: state_pb2.Container) -> list[str]:
     """``create`` for the container's init."""
-    pid_file = os.path.join(container.bundle, INIT_PID_FILE)
     command = [*global_flags(container), "create", "--bundle", container.bundle]
-    command += ["--pid-file", pid_file, *console_flags(container.init)]
+    command += ["--pid-file", pid_path(container, container.init), *console_flags(container.init)]
     if container.no_pivot_root:
         command.append("--no-pivot")
     if container.no_new_keyring:
@@ -64,6 +66,41 @@ def update(container: state_pb2.Container) -> list[str]:
     return [*global_flags(container), "update", "--resources", "-", container.id]
 
 
+def checkpoint(
+    container: state_pb2.Container, images: str, work: str, chosen: options_pb2.CheckpointOptions
+) -> list[str]:
+    """``checkpoint`` into the folder ``images``; criu logs in ``work``."""
+    flags = ["--image-path", images, "--work-path", work]
+    if chosen.parent_path:
+        flags += ["--parent-path", chosen.parent_path]
+    for wanted, flag in (
+        (chosen.open_tcp, "--tcp-established"),
+        (chosen.external_unix_sockets, "--ext-unix-sk"),
+        (chosen.terminal, "--shell-job"),
+        (chosen.file_locks, "--file-locks"),
+        (not chosen.exit, "--leave-running"),
+    ):
+        if wanted:
+            flags.append(flag)
+    for space in chosen.empty_namespaces:
+        flags += ["--empty-ns", space]
+    if chosen.cgroups_mode:
+        flags += ["--manage-cgroups-mode", chosen.cgroups_mode]
+    return [*global_flags(container), "checkpoint", *flags, container.id]
+
+
+def restore(container: state_pb2.Container) -> list[str]:
+    """``restore`` from the images in ``container.checkpoint``."""
+    work = container.criu_work_path or os.path.join(container.bundle, CRIU_WORK_FOLDER)
+    command = [*global_flags(container), "restore", "--detach", "--no-subreaper"]
+    command += ["--image-path", container.checkpoint, "--work-path", work]
+    command += ["--pid-file", pid_path(container, container.init)]
+    command += console_flags(container.init)
+    if container.no_pivot_root:
+        command.append("--no-pivot")
+    return [*command, "--bundle", container.bundle, container.id]
+
+
 def execute(container: state_pb2.Container, process: state_pb2.Process) -> list[str]:
     """``exec --detach`` of a registered exec; its spec is read from ``exec_spec_path``."""
     pid_file = exec_pid_path(container, process)
@@ -82,6 +119,13 @@ def console_flags(process: state_pb2.Process) -> list[str]:
 def exec_pid_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
     """Where the runtime writes the pid of an exec (as containerd's Go shim names it)."""
     return os.path.join(container.bundle, f"{process.id}.pid")
+
+
+def pid_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
+    """Where the runtime writes the pid of an exec or, restored, of the init."""
+    if process.id:
+        return exec_pid_path(container, process)
+    return os.path.join(container.bundle, INIT_PID_FILE)
 
 
 def exec_spec_path(container: state_pb2.Container, process: state_pb2.Process) -> str:

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from pyshim.api import linuxrunc_pb2, options_pb2, runtimeoptions_pb2
 from pyshim.ttrpc.status import Code, StatusError
@@ -35,6 +35,8 @@ TOML_KEYS = {
 RUNC = "containerd.runc.v1.Options"
 GENERIC = "runtimeoptions.v1.Options"
 LEGACY_CREATE = "containerd.linux.runc.CreateOptions"
+CHECKPOINT = "containerd.runc.v1.CheckpointOptions"
+LEGACY_CHECKPOINT = "containerd.linux.runc.CheckpointOptions"
 LEGACY_RUNTIME = "containerd.linux.runc.RuncOptions"
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -54,7 +56,9 @@ def decode(packed: AnyMessage) -> options_pb2.Options:
         if kind == GENERIC:
             return _generic(runtimeoptions_pb2.Options.FromString(packed.value))
         if kind == LEGACY_CREATE:
-            return _shared(linuxrunc_pb2.CreateOptions.FromString(packed.value))
+            found = options_pb2.Options()
+            _copy_shared(linuxrunc_pb2.CreateOptions.FromString(packed.value), found)
+            return found
         if kind == LEGACY_RUNTIME:
             old = linuxrunc_pb2.RuncOptions.FromString(packed.value)
             return options_pb2.Options(
@@ -68,13 +72,31 @@ def decode(packed: AnyMessage) -> options_pb2.Options:
     raise StatusError(Code.INVALID_ARGUMENT, f"unsupported options type {kind!r}")
 
 
-def _shared(old: linuxrunc_pb2.CreateOptions) -> options_pb2.Options:
-    """The fields that the old message shares with the new one, by name."""
-    found = options_pb2.Options()
-    for field, value in old.ListFields():
-        if field.name in found.DESCRIPTOR.fields_by_name:
-            setattr(found, field.name, value)
+def decode_checkpoint(packed: AnyMessage) -> options_pb2.CheckpointOptions:
+    """The options of a Checkpoint in ``packed``, which may be empty.  Raises as ``decode``."""
+    kind = packed.type_url.rpartition("/")[2]
+    found = options_pb2.CheckpointOptions()
+    try:
+        if kind == CHECKPOINT:
+            found.ParseFromString(packed.value)
+        elif kind == LEGACY_CHECKPOINT:
+            _copy_shared(linuxrunc_pb2.CheckpointOptions.FromString(packed.value), found)
+        elif kind or packed.value:
+            raise StatusError(Code.INVALID_ARGUMENT, f"unsupported checkpoint options {kind!r}")
+    except DecodeError as error:
+        raise StatusError(Code.INVALID_ARGUMENT, f"options {kind}: {error}") from error
     return found
+
+
+def _copy_shared(old: Message, new: Message) -> None:
+    """Copies the fields that two messages share by name; their numbers differ."""
+    for field, value in old.ListFields():
+        if field.name not in new.DESCRIPTOR.fields_by_name:
+            continue
+        if isinstance(value, (bool, int, str)):
+            setattr(new, field.name, value)
+        else:
+            getattr(new, field.name).extend(value)
 
 
 def _generic(generic: runtimeoptions_pb2.Options) -> options_pb2.Options:

@@ -20,6 +20,7 @@ from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, StopMode, Type
 from pyshim.service import exits, oom
 from pyshim.service.link import Link
+from pyshim.service.log import Level, Log
 from pyshim.service.server import Server
 from pyshim.service.store import Store
 from pyshim.service.task import Task
@@ -65,6 +66,9 @@ class Activation:
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback that could not send or receive leaves us behind the state: another goes on."""
         loop.default_exception_handler(context)
+        self.store.log.error(
+            "callback failed", id=self.store.state.id, error=context.get("exception")
+        )
         if isinstance(context.get("exception"), (OSError, channel.ChannelError)):
             self.ended.set()
 
@@ -95,6 +99,9 @@ class Activation:
             self.store.state.ParseFromString(os.pread(fd, size, 0))
             os.close(fd)
         join_mounts_of(self.store.monitor_pid)
+        state = self.store.state
+        self.store.log = Log(state.bundle, Level.DEBUG if state.debug else Level.INFO)
+        self.store.log.debug("service activated", id=state.id, pid=os.getpid())
 
     def _held(self, message: Message) -> None:
         tag, parent = message.fields[0], message.fields[1]

@@ -55,16 +55,22 @@ async def run(
     argv: Sequence[str],
     cwd: str,
     streams: Streams | None = None,
+    timeout_s: float = COMMAND_TIMEOUT_S,
 ) -> int:
     """Runs the command of ``call``, unless an earlier service has begun it; its exit status.
 
     Raises as ``spawn`` and ``outcome``.
     """
     spawned = None if call.token else spawn(store, call, argv, cwd, streams)
-    return await outcome(store, call, spawned)
+    return await outcome(store, call, spawned, timeout_s)
 
 
-async def outcome(store: Store, call: state_pb2.Call, spawned: Spawned | None) -> int:
+async def outcome(
+    store: Store,
+    call: state_pb2.Call,
+    spawned: Spawned | None,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+) -> int:
     """The exit status of the command of ``call``; ``spawned`` is None after a change of service.
 
     Raises StatusError when it never ran, or has not ended within the bound and was killed.
@@ -78,10 +84,11 @@ async def outcome(store: Store, call: state_pb2.Call, spawned: Spawned | None) -
     elif call.token not in store.commands:
         raise StatusError(Code.UNAVAILABLE, "the OCI runtime did not start; try again")
     pid = store.commands[call.token]
-    record = await exited(store, pid, COMMAND_TIMEOUT_S)
+    record = await exited(store, pid, timeout_s)
     if record is None:
         store.commit(Message(Type.KILL, (pid, signal.SIGKILL), sequence=store.link.expect()[0]))
-        text = f"the OCI runtime did not end within {COMMAND_TIMEOUT_S} s and was killed"
+        text = f"the OCI runtime did not end within {timeout_s} s and was killed"
+        store.log.warning(text, method=call.method)
         raise StatusError(Code.DEADLINE_EXCEEDED, text)
     return record.exit_status
 

@@ -24,6 +24,9 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     """
     store = task.store
     request = task_pb2.CreateTaskRequest.FromString(call.payload)
+    if request.checkpoint:
+        _create_restorable(task, call, request)
+        return
     spawned = None
     if not call.token:
         spawned = await _begin(task, call, request)
@@ -42,6 +45,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     container.init.pid = pid
     container.cgroups.update(locate.around(pid))
     container.created = True
+    store.forget_deleted(container.id)
     states.register(container.init)
     messages = terminal.forget_console(store, container.init) + oom.watch(task, container)
     task.publisher.queue("/tasks/create", _event(request, pid))
@@ -55,18 +59,12 @@ async def _begin(
 ) -> commands.Spawned:
     """Nothing of a container is in the state before its command is."""
     store = task.store
-    if request.id in store.state.containers or request.id in task.beginning:
-        raise StatusError(Code.ALREADY_EXISTS, f"container {request.id!r} already exists")
-    if request.checkpoint:
-        raise StatusError(Code.UNIMPLEMENTED, "restore from a checkpoint")
+    _check_new(task, request.id)
     task.beginning.add(request.id)
     container = _record(request, store.state.namespace)
     try:
         _write_hints(container)
-        if request.rootfs:
-            mounts.unmount_all(_rootfs(container))  # by a service that was killed here
-            mounts.mount_all(request.rootfs, _rootfs(container))
-            container.mounted = True
+        _mount(container, request)
         if request.terminal:
             opened = terminal.console(store, container.bundle, container.init)
         else:
@@ -80,6 +78,36 @@ async def _begin(
         raise
     finally:
         task.beginning.discard(request.id)
+
+
+def _create_restorable(
+    task: Task, call: state_pb2.Call, request: task_pb2.CreateTaskRequest
+) -> None:
+    """From a checkpoint nothing runs yet: Start restores it (as in the Go shim, with pid 0)."""
+    store = task.store
+    _check_new(task, request.id)
+    container = _record(request, store.state.namespace)
+    _write_hints(container)
+    _mount(container, request)
+    container.checkpoint = request.checkpoint
+    container.created = True
+    states.register(container.init, restorable=True)
+    store.forget_deleted(container.id)
+    store.state.containers[request.id].CopyFrom(container)
+    task.publisher.queue("/tasks/create", _event(request, 0))
+    task.server.answer(call, task_pb2.CreateTaskResponse().SerializeToString())
+
+
+def _check_new(task: Task, name: str) -> None:
+    if name in task.store.state.containers or name in task.beginning:
+        raise StatusError(Code.ALREADY_EXISTS, f"container {name!r} already exists")
+
+
+def _mount(container: state_pb2.Container, request: task_pb2.CreateTaskRequest) -> None:
+    if request.rootfs:
+        mounts.unmount_all(_rootfs(container))  # by a service that was killed here
+        mounts.mount_all(request.rootfs, _rootfs(container))
+        container.mounted = True
 
 
 def _rootfs(container: state_pb2.Container) -> str:
@@ -111,7 +139,9 @@ def _undo(
 
 
 def _event(request: task_pb2.CreateTaskRequest, pid: int) -> events_pb2.TaskCreate:
-    event = events_pb2.TaskCreate(container_id=request.id, bundle=request.bundle, pid=pid)
+    event = events_pb2.TaskCreate(
+        container_id=request.id, bundle=request.bundle, pid=pid, checkpoint=request.checkpoint
+    )
     event.rootfs.extend(request.rootfs)
     event.io.stdin, event.io.stdout = request.stdin, request.stdout
     event.io.stderr, event.io.terminal = request.stderr, request.terminal
@@ -127,6 +157,8 @@ def _record(request: task_pb2.CreateTaskRequest, namespace: str) -> state_pb2.Co
     container.systemd_cgroup = chosen.systemd_cgroup
     container.no_pivot_root = chosen.no_pivot_root
     container.no_new_keyring = chosen.no_new_keyring
+    container.criu_path = chosen.criu_path
+    container.criu_work_path = chosen.criu_work_path
     container.io_uid, container.io_gid = chosen.io_uid, chosen.io_gid
     _read_config(container)
     container.init.stdin, container.init.stdout = request.stdin, request.stdout

@@ -21,8 +21,14 @@ EXIT_TIMEOUT_S = 10
 
 
 async def delete(task: Task, call: state_pb2.Call) -> None:
-    """The call Delete."""
+    """The call Delete.
+
+    It may be repeated: after a failure it goes on, after a success it has the same answer, where
+    the Go shim says NOT_FOUND to a client that did not hear the first.
+    """
     request = task_pb2.DeleteRequest.FromString(call.payload)
+    if _answered_before(task, call, request):
+        return
     container = task.container(request.id)
     process = task.process(request.id, request.exec_id)
     if not call.token and not process.failed:
@@ -36,10 +42,11 @@ async def delete(task: Task, call: state_pb2.Call) -> None:
     await exits.drained(task, process)
     await logger.ended(task.store, process)
     # Another Delete may have been here while this one waited.
+    if _answered_before(task, call, request):
+        return
     task.process(request.id, request.exec_id)
-    reply = task_pb2.DeleteResponse(pid=process.pid, exit_status=process.exit_status)
-    reply.exited_at.seconds = process.exited_seconds
-    reply.exited_at.nanos = process.exited_nanos
+    task.store.remember_deleted(request.id, process)
+    reply = _reply(process)
     if process.id:
         messages = _remove_exec(task, container, process)
     else:
@@ -52,9 +59,27 @@ async def delete(task: Task, call: state_pb2.Call) -> None:
     task.server.answer(call, reply.SerializeToString(), *messages)
 
 
+def _answered_before(task: Task, call: state_pb2.Call, request: task_pb2.DeleteRequest) -> bool:
+    """Answers for a process that has been deleted already; whether it has."""
+    known = task.store.deleted(request.id, request.exec_id)
+    if known is None:
+        return False
+    task.server.answer(call, _reply(known).SerializeToString())
+    return True
+
+
+def _reply(process: state_pb2.Process | state_pb2.Deleted) -> task_pb2.DeleteResponse:
+    reply = task_pb2.DeleteResponse(pid=process.pid, exit_status=process.exit_status)
+    reply.exited_at.seconds = process.exited_seconds
+    reply.exited_at.nanos = process.exited_nanos
+    return reply
+
+
 async def _ended(task: Task, container: state_pb2.Container) -> None:
     """Waits for the exit of an init that was never started: it is published before TaskDelete."""
     init = container.init
+    if init.status == Status.RESTORABLE:
+        return  # it never ran
     await task.store.until(lambda: init.status == Status.STOPPED, EXIT_TIMEOUT_S)
 
 

@@ -7,6 +7,7 @@ before the exit of the container's init.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from pyshim.monitor.channel import HoldFlag, Message, Type
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
+
+MARK = "oom"  # in the bundle
 
 
 def watch(task: Task, container: state_pb2.Container) -> list[Message]:
@@ -49,6 +52,7 @@ def check(task: Task, name: str) -> None:
         container.oom_kills = count
         event = events_pb2.TaskOOM(container_id=name)
         task.publisher.queue("/tasks/oom", event)
+        _leave_mark(container)
     # Ours and the monitor's are one description: what is read here is read there.  The event is
     # committed first: killed between the two, v1's eventfd is heard again, which repeats a TaskOOM
     # and loses none.
@@ -56,6 +60,13 @@ def check(task: Task, name: str) -> None:
     os.read(fd, oom.READ_BYTES)
     if not groups or not any(os.path.isdir(folder) for folder in groups.values()):
         asyncio.get_running_loop().remove_reader(fd)
+
+
+def _leave_mark(container: state_pb2.Container) -> None:
+    """CRI-O hears no events: after an exit it looks for this file (spec/crio-vm.md, OOM)."""
+    path = os.path.join(container.bundle, MARK)
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
 
 
 def ignore(task: Task, container: state_pb2.Container) -> list[Message]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError
@@ -162,9 +163,11 @@ class Server:
         return max(0, -(-(call.deadline_ns - time.time_ns()) // 1_000_000))
 
     async def _guard(self, call: state_pb2.Call) -> None:
+        self.store.log.debug("call", method=call.method, stream=call.stream)
         try:
             await self._handler(call)
         except StatusError as error:
+            self.store.log.debug("call failed", method=call.method, error=error)
             self.fail(call, error)
         except DecodeError:
             text = f"{call.method}: the payload is no such request"
@@ -174,6 +177,7 @@ class Server:
         except Exception as error:
             # A bug must cost one request an error, not the container its supervisor.
             text = f"{call.method}: internal error: {type(error).__name__}: {error}"
+            self.store.log.error(text, trace=traceback.format_exc())
             self.fail(call, StatusError(Code.INTERNAL, text))
 
     def answer(self, call: state_pb2.Call, payload: bytes, *messages: Message) -> None:

@@ -1,4 +1,4 @@
-"""Start: the runtime's ``start`` for a container's init, its ``exec`` for an exec."""
+"""Start: the runtime's ``start`` for a container's init, ``exec`` for an exec, or ``restore``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
+from pyshim.cgroups import locate
 from pyshim.runtime import command
-from pyshim.service import commands, exits, states
+from pyshim.service import commands, exits, oom, states
+from pyshim.service.states import Status
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -20,8 +22,8 @@ async def start(task: Task, call: state_pb2.Call) -> None:
     request = task_pb2.StartRequest.FromString(call.payload)
     container = task.container(request.id)
     process = task.process(request.id, request.exec_id)
-    if request.exec_id:
-        await _start_exec(task, call, container, process)
+    if request.exec_id or process.status == Status.RESTORABLE:
+        await _launch(task, call, container, process)
     else:
         await _start_init(task, call, container)
 
@@ -49,77 +51,94 @@ async def _start_init(task: Task, call: state_pb2.Call, container: state_pb2.Con
     exits.settle(task, container)
 
 
-async def _start_exec(
+async def _launch(
     task: Task, call: state_pb2.Call, container: state_pb2.Container, process: state_pb2.Process
 ) -> None:
+    """Has the runtime make a process: an exec, or the init of a checkpoint that is restored."""
     store = task.store
     spawned = None
     if not call.token:
-        spawned = await _begin_exec(task, call, container, process)
+        spawned = await _begin(task, call, container, process)
     try:
         status = await commands.outcome(store, call, spawned)
         if status:
-            raise StatusError(Code.UNKNOWN, command.failure(container, "exec", status))
+            raise StatusError(Code.UNKNOWN, command.failure(container, _action(process), status))
         streams.connect(store, call, process)
         await terminal.connect(store, call, container.id, process)
-        pid = command.read_pid(command.exec_pid_path(container, process))
+        pid = command.read_pid(command.pid_path(container, process))
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as error:
-        _fail_exec(task, call, container, process, error)
+        _fail(task, call, container, process, error)
         return
     process.pid = pid
     process.starting = False
     states.advance(process, "start")
     messages = terminal.forget_console(store, process)
-    event = events_pb2.TaskExecStarted(container_id=container.id, exec_id=process.id, pid=pid)
-    task.publisher.queue("/tasks/exec-started", event)
+    if process.id:
+        event = events_pb2.TaskExecStarted(container_id=container.id, exec_id=process.id, pid=pid)
+        task.publisher.queue("/tasks/exec-started", event)
+    else:
+        container.cgroups.update(locate.around(pid))
+        messages += oom.watch(task, container)
+        task.publisher.queue(
+            "/tasks/start", events_pb2.TaskStart(container_id=container.id, pid=pid)
+        )
     task.server.answer(call, task_pb2.StartResponse(pid=pid).SerializeToString(), *messages)
-    # Not before the answer: a service that takes the call over reads the pid again.
-    remove_files(container, process)
+    if process.id:
+        # Not before the answer: a service that takes the call over reads the pid again.
+        remove_files(container, process)
     exits.settle(task, container)
 
 
-def _fail_exec(
+def _action(process: state_pb2.Process) -> str:
+    return "exec" if process.id else "restore"
+
+
+def _fail(
     task: Task,
     call: state_pb2.Call,
     container: state_pb2.Container,
     process: state_pb2.Process,
     error: Exception,
 ) -> None:
-    """Nothing has ever run; those who wait for the exec learn it."""
+    """Nothing has ever run; those who wait for an exec learn it, a restore may be tried again."""
     if not isinstance(error, StatusError):
-        error = StatusError(Code.UNKNOWN, f"OCI runtime exec failed: {error}")
+        error = StatusError(Code.UNKNOWN, f"OCI runtime {_action(process)} failed: {error}")
     process.starting = False
-    process.failed = True
+    process.failed = bool(process.id)
     task.server.fail(call, error, *exits.release(task.store, process))
-    remove_files(container, process)
-    exits.answer_waits(task, container.id, process)
+    if process.id:
+        remove_files(container, process)
+        exits.answer_waits(task, container.id, process)
     exits.settle(task, container)
 
 
-async def _begin_exec(
+async def _begin(
     task: Task, call: state_pb2.Call, container: state_pb2.Container, process: state_pb2.Process
 ) -> commands.Spawned:
     store = task.store
     states.check(process, "start")
-    if exits.over(store, container):
+    if process.id and exits.over(store, container):
         raise StatusError(Code.FAILED_PRECONDITION, "the container's init has exited")
     key = f"{container.id}/{process.id}"
     if process.starting or process.failed or key in task.beginning:
-        raise StatusError(Code.FAILED_PRECONDITION, f"process {process.id!r} was started once")
+        name = process.id or container.id
+        raise StatusError(Code.FAILED_PRECONDITION, f"process {name!r} was started once")
     task.beginning.add(key)
     try:
-        _write_spec(container, process)
+        if process.id:
+            _write_spec(container, process)
         if process.terminal:
             opened = terminal.console(store, container.bundle, process)
         else:
             opened = await streams.pipes(store, call, container, process)
         process.starting = True
-        argv = command.execute(container, process)
+        argv = command.execute(container, process) if process.id else command.restore(container)
         return commands.spawn(store, call, argv, container.bundle, opened)
     except BaseException:
         process.starting = False
-        remove_files(container, process)
+        if process.id:
+            remove_files(container, process)
         raise
     finally:
         task.beginning.discard(key)

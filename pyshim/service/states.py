@@ -20,6 +20,8 @@ class Status(IntEnum):
     RUNNING = 2
     STOPPED = 3
     PAUSED = 4
+    # Ours alone: created from a checkpoint, which Start restores; clients see CREATED.
+    RESTORABLE = 64
 
 
 Transition = Status | tuple[Code, str]
@@ -28,6 +30,7 @@ GONE = (Code.NOT_FOUND, "process already finished")
 # (state, call) → the next state, or the error of a call that is wrong in this state.  Codes are
 # those of containerd's Go shim; it says UNKNOWN for a plain error.
 C, R, P, S = Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED
+K = Status.RESTORABLE
 NO = Code.UNKNOWN
 INIT: dict[tuple[Status, str], Transition] = {
     (C, "start"): R,
@@ -39,6 +42,15 @@ INIT: dict[tuple[Status, str], Transition] = {
     (C, "checkpoint"): (NO, "cannot checkpoint a task in created state"),
     (C, "delete"): S,
     (C, "exit"): S,
+    (K, "start"): R,
+    (K, "kill"): K,
+    (K, "exec"): (NO, "cannot exec in a created state"),
+    (K, "update"): K,
+    (K, "pause"): (NO, "cannot pause task in created state"),
+    (K, "resume"): (NO, "cannot resume task in created state"),
+    (K, "checkpoint"): (NO, "cannot checkpoint a task in created state"),
+    (K, "delete"): S,
+    (K, "exit"): S,
     (R, "start"): (NO, "cannot start a running process"),
     (R, "kill"): R,
     (R, "exec"): R,
@@ -97,6 +109,19 @@ def advance(process: state_pb2.Process, call: str) -> None:
     process.status = check(process, call)
 
 
-def register(process: state_pb2.Process) -> None:
-    """Gives a new process its first state."""
-    process.status = Status.CREATED
+def register(process: state_pb2.Process, *, restorable: bool = False) -> None:
+    """Gives a new process its first state; ``restorable`` where Start restores a checkpoint."""
+    process.status = Status.RESTORABLE if restorable else Status.CREATED
+
+
+def on_the_wire(process: state_pb2.Process, init: state_pb2.Process) -> Status:
+    """What clients are told of ``process``, an exec or the ``init`` of its container itself.
+
+    An exec is as frozen as its container.
+    """
+    status = Status(process.status)
+    if status is Status.RESTORABLE:
+        return Status.CREATED
+    if status is Status.RUNNING and init.status == Status.PAUSED:
+        return Status.PAUSED
+    return status

@@ -16,6 +16,10 @@ from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, RecordFlag, StopMode, Type
 from pyshim.monitor.fds import memfd
 from pyshim.service.link import Link
+from pyshim.service.log import Log
+
+# Of each some dozens of bytes in the state, which every transaction writes.
+MAX_DELETED = 32
 
 
 class Record:
@@ -32,6 +36,7 @@ class Store:
 
     def __init__(self) -> None:
         self.link: Link
+        self.log = Log()
         self.state = state_pb2.State()
         self.held: dict[int, int] = {}
         self.parents: dict[int, int] = {}
@@ -136,6 +141,36 @@ class Store:
             return []
         mode = StopMode.FORGET if relay in self.ended_relays else StopMode.DRAIN
         return [Message(Type.RELAY_STOP, (relay, mode))]
+
+    # -- what has been deleted -----------------------------------------------------------------
+
+    def remember_deleted(self, container: str, process: state_pb2.Process) -> None:
+        """Notes what Delete has answered, for a client that did not hear it and asks again."""
+        self.forget_deleted(container, process.id)
+        self.state.deleted.add(
+            id=container,
+            exec_id=process.id,
+            pid=process.pid,
+            exit_status=process.exit_status,
+            exited_seconds=process.exited_seconds,
+            exited_nanos=process.exited_nanos,
+        )
+        del self.state.deleted[:-MAX_DELETED]
+
+    def deleted(self, container: str, exec_id: str) -> state_pb2.Deleted | None:
+        """What is remembered of a deleted process."""
+        matching = (d for d in self.state.deleted if (d.id, d.exec_id) == (container, exec_id))
+        return next(matching, None)
+
+    def forget_deleted(self, container: str, exec_id: str = "") -> None:
+        """Of a process whose id is given anew; with its container go its execs."""
+        kept = [
+            known
+            for known in self.state.deleted
+            if known.id != container or (exec_id and known.exec_id != exec_id)
+        ]
+        del self.state.deleted[:]
+        self.state.deleted.extend(kept)
 
     def containers(self) -> list[state_pb2.Container]:
         """All containers of the group."""

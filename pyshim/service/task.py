@@ -19,6 +19,7 @@ from pyshim.cgroups import locate
 from pyshim.events.publisher import Publisher
 from pyshim.monitor.channel import Message
 from pyshim.service import control, exits, states
+from pyshim.service.checkpoint import checkpoint
 from pyshim.service.create import create
 from pyshim.service.delete import delete
 from pyshim.service.server import Server
@@ -51,6 +52,7 @@ class Task:
             "Kill": partial(control.kill, self),
             "Pause": partial(control.pause, self),
             "Resume": partial(control.resume, self),
+            "Checkpoint": partial(checkpoint, self),
             "Update": partial(control.update, self),
             "Stats": partial(control.stats, self),
             "Delete": partial(delete, self),
@@ -107,6 +109,7 @@ class Task:
         except (ValueError, TypeError) as error:
             text = f"exec {request.exec_id}: the process spec is not JSON: {error}"
             raise StatusError(Code.INVALID_ARGUMENT, text) from error
+        self.store.forget_deleted(request.id, request.exec_id)
         process = container.execs[request.exec_id]
         process.id = request.exec_id
         process.spec = json.dumps(spec).encode()
@@ -123,9 +126,7 @@ class Task:
         request = task_pb2.StateRequest.FromString(call.payload)
         process = self.process(request.id, request.exec_id)
         container = self.container(request.id)
-        status = process.status
-        if status == Status.RUNNING and container.init.status == Status.PAUSED:
-            status = Status.PAUSED  # an exec is as frozen as its container
+        status = states.on_the_wire(process, container.init)
         reply = task_pb2.StateResponse(
             id=process.id or request.id,
             bundle=container.bundle,

@@ -164,7 +164,7 @@ def test_v1_metrics(tmp_path: Path) -> None:
     entry = memory.usage
     assert (entry.usage, entry.limit, entry.max, entry.failcnt) == (100, 200, 150, 8)
     assert memory.swap.usage == 101
-    assert not memory.HasField("kernel")
+    assert memory.HasField("kernel") and memory.HasField("kernel_tcp")
     oom = found.memory_oom_control
     assert (oom.oom_kill_disable, oom.under_oom, oom.oom_kill) == (0, 1, 2)
     bytes_moved = found.blkio.io_service_bytes_recursive
@@ -173,6 +173,20 @@ def test_v1_metrics(tmp_path: Path) -> None:
         ("Write", 8, 0, 12),
     ]
     assert [(h.pagesize, h.usage, h.max, h.failcnt) for h in found.hugetlb] == [("2MB", 5, 6, 7)]
+
+
+def test_v1_messages_that_clients_follow_are_there_without_controllers() -> None:
+    """CRI-O reads them without a look (spec/crio-vm.md)."""
+    found = v1.metrics({})
+    assert found.HasField("pids") and found.HasField("cpu") and found.HasField("memory")
+    assert found.cpu.HasField("usage") and found.cpu.HasField("throttling")
+    entries = ("usage", "swap", "kernel", "kernel_tcp")
+    assert all(found.memory.HasField(name) for name in entries)
+
+
+def test_v2_messages_that_clients_follow_are_there_without_controllers(tmp_path: Path) -> None:
+    found = v2.metrics(str(tmp_path))
+    assert found.HasField("pids") and found.HasField("cpu") and found.HasField("memory")
 
 
 def test_devices_have_names() -> None:
