@@ -187,7 +187,7 @@ cdef extern from "<sys/un.h>" nogil:
 
 # --- used by the relay ---
 cdef extern from "<errno.h>" nogil:
-    enum: EADDRINUSE, EADDRNOTAVAIL, EAGAIN, ECONNABORTED, ECONNREFUSED, EINPROGRESS, EINVAL
+    enum: EADDRINUSE, EADDRNOTAVAIL, EAGAIN, ECONNABORTED, ECONNREFUSED, EINPROGRESS, EINVAL, ENODEV
 
 cdef extern from "<stdlib.h>" nogil:
     void* malloc(size_t n)

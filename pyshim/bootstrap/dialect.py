@@ -1,11 +1,14 @@
-"""What containerd gives `start` and `-info` on stdin: three generations, three dialects.
+"""What containerd gives `start` and `-info` on stdin, and what `start` answers, by generation.
 
-Up to 2.2 it is an Any with the runtime's options, or nothing; from 2.3 on BootstrapParams, which
-holds the options among its extensions (spec: shim.md 1.8).  Pure but for ``read_stdin``.
+Up to 2.2 stdin is an Any with the runtime's options, or nothing; from 2.3 on BootstrapParams, which
+holds the options among its extensions.  The answer is a bare address, which every daemon takes for
+version 2 over ttrpc; who gave parameters gets a BootstrapResult (spec: shim.md 1.8).  Pure but for
+``read_stdin``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import time
@@ -23,6 +26,8 @@ MAX_BYTES = 10 * 1024 * 1024  # the Go shim's bound
 # containerd closes it at once; a person's terminal or a forgotten pipe must not hang us.
 STDIN_TIMEOUT_S = 2.0
 MAX_SOCKET_DIR_BYTES = 42  # containerd 2.3's bound
+PROTOCOL = "ttrpc"
+PLAIN, SHARED = 2, 3  # versions of the shim API
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Given:
     options: options_pb2.Options = field(default_factory=options_pb2.Options)
     socket_dir: str = ""
     ttrpc_address: str = ""
+    in_params: bool = False  # BootstrapParams: the daemon reads a BootstrapResult
 
 
 class DialectError(ValueError):
@@ -48,7 +54,7 @@ def parse(data: bytes, flags: Flags) -> Given:
         if len(params.socket_dir.encode()) > MAX_SOCKET_DIR_BYTES:
             text = f"socket_dir {params.socket_dir} is longer than {MAX_SOCKET_DIR_BYTES} bytes"
             raise DialectError(text)
-        return Given(_among(params), params.socket_dir, params.containerd_ttrpc_address)
+        return Given(_among(params), params.socket_dir, params.containerd_ttrpc_address, True)
     packed = Any()
     try:
         packed.ParseFromString(data)
@@ -57,6 +63,32 @@ def parse(data: bytes, flags: Flags) -> Given:
         raise DialectError(f"{len(data)} bytes on stdin are no options of a runtime") from None
     except StatusError as error:
         raise DialectError(error.message) from error
+
+
+def version(wanted: str, ceiling: str | None) -> int:
+    """The version of the shim API to answer with.
+
+    2 is understood by all.  With 3, containerd 2.x reaches a pod's other containers without
+    executing us; no daemon says that it can, so an administrator does (``wanted``, PYSHIM_API).
+    containerd 1.6 sets no MAX_SHIM_VERSION (``ceiling``) and reads nothing but an address.
+    Raises DialectError.
+    """
+    if wanted not in {"", str(PLAIN), str(SHARED)}:
+        raise DialectError(f"PYSHIM_API={wanted}: give {PLAIN} or {SHARED}, or nothing")
+    return SHARED if wanted == str(SHARED) and ceiling is not None else PLAIN
+
+
+def answer(given: Given, address: str, api: int) -> bytes:
+    """What `start` prints.
+
+    A result begins and ends with what is no white space, for the 2.3.x that trimmed it (#13801).
+    """
+    if given.in_params:
+        result = bootstrap_pb2.BootstrapResult(version=api, address=address, protocol=PROTOCOL)
+        return result.SerializeToString()
+    if api == PLAIN:
+        return address.encode()
+    return json.dumps({"version": api, "address": address, "protocol": PROTOCOL}).encode()
 
 
 def _params(data: bytes) -> bootstrap_pb2.BootstrapParams | None:

@@ -7,6 +7,7 @@ second finds what the first has made.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -36,6 +37,7 @@ LAUNCHER_TIMEOUT_S = 30.0
 BACKLOG = 128
 MAX_OOM_SCORE = 1000
 STATE_VERSION = 1
+PR_SCHED_CORE, PR_SCHED_CORE_CREATE, PIDTYPE_TGID = 62, 1, 1
 FIRST_FREE_FD = 5  # of a monitor: 3 is its listener, 4 its state
 
 
@@ -48,27 +50,30 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
     bundle = os.path.abspath(flags.bundle or os.getcwd())
     group = address.group_id(flags.id, read_config(bundle))
     given = dialect.parse(dialect.read_stdin(), flags)
+    api = dialect.version(os.environ.get("PYSHIM_API", ""), os.environ.get("MAX_SHIM_VERSION"))
     if given.ttrpc_address:
         os.environ["TTRPC_ADDRESS"] = given.ttrpc_address
     folder = os.environ.get("PYSHIM_SOCKET_DIR") or given.socket_dir or address.DEFAULT_FOLDER
     path = address.socket_path(folder, flags.address, flags.namespace, group)
-    answer = f"{address.SCHEME}{path}"
+    url = f"{address.SCHEME}{path}"
     with contextlib.ExitStack() as undo:
         listener = claim(path)
         if listener is not None:
             undo.callback(remove, path)
             undo.enter_context(listener)
         # Before the server starts, so that a cleanup after a crash can find the socket.
-        write_address(bundle, answer)
+        write_address(bundle, url)
         if listener is not None:
             starter = messages.peer(launcher)[0] if launcher is not None else os.getpid()
             raise_oom_score(starter)
             if given.options.shim_cgroup:
                 enter_cgroup(starter, given.options.shim_cgroup)
-            start_monitor(flags, bundle, group, listener, launcher, zygote)
+            state = first_state(flags, bundle, group, path)
+            state.shared = api == dialect.SHARED
+            start_monitor(state, listener, launcher, zygote)
             listener.close()
         undo.pop_all()
-    return answer.encode()
+    return dialect.answer(given, url, api)
 
 
 # --- The bundle ----------------------------------------------------------------------------------
@@ -160,17 +165,16 @@ def remove(path: str) -> None:
 
 
 def start_monitor(
-    flags: Flags,
-    bundle: str,
-    group: str,
+    first: state_pb2.State,
     listener: socket.socket,
     launcher: socket.socket | None,
     zygote: str,
 ) -> int:
-    """Starts the monitor with its first state; its pid."""
+    """Starts the monitor with its ``first`` state; its pid."""
+    bundle = first.bundle
     command = [find_monitor(), "--zygote", zygote or zygote_socket_path()]
     command += ["--python", sys.executable]
-    state = memfd(first_state(flags, bundle, group, listener.getsockname()))
+    state = memfd(first.SerializeToString())
     try:
         if launcher is None:
             return spawn(command, bundle, listener.fileno(), state)
@@ -188,10 +192,10 @@ def find_monitor() -> str:
     return found
 
 
-def first_state(flags: Flags, bundle: str, group: str, path: str) -> bytes:
-    """A serialized State: what every service of this monitor has to know."""
+def first_state(flags: Flags, bundle: str, group: str, path: str) -> state_pb2.State:
+    """What every service of this monitor has to know."""
     environment = {name: value for name, value in os.environ.items() if is_text(name + value)}
-    state = state_pb2.State(
+    return state_pb2.State(
         version=STATE_VERSION,
         namespace=flags.namespace,
         id=group,
@@ -204,7 +208,6 @@ def first_state(flags: Flags, bundle: str, group: str, path: str) -> bytes:
         socket_inode=os.stat(path).st_ino,
         env=environment,
     )
-    return state.SerializeToString()
 
 
 def events_address(flags: Flags) -> str:
@@ -278,7 +281,22 @@ def become_monitor(command: list[str], bundle: str, listener: int, state: int, f
     for target, fd in enumerate((null, null, null, kept[0], kept[1])):
         os.dup2(fd, target)
     close_from(FIRST_FREE_FD + 1)
+    share_core()
     os.execv(command[0], command)
+
+
+def share_core() -> None:
+    """Gives this process a core-scheduling cookie when containerd asks for it, as the launcher.
+
+    A kernel without core scheduling leaves things as they are (prctl(2)).  Raises OSError.
+    """
+    if not os.environ.get("SCHED_CORE"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SCHED_CORE, PR_SCHED_CORE_CREATE, 0, PIDTYPE_TGID, 0):
+        error = ctypes.get_errno()
+        if error not in {errno.EINVAL, errno.ENODEV}:
+            raise OSError(error, os.strerror(error))
 
 
 # --- Its place --------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from cython.cimports.linux import (
     CMSG_NXTHDR,
     CMSG_SPACE,
     EINTR,
+    EINVAL,
+    ENODEV,
     ENOENT,
     F_DUPFD_CLOEXEC,
     F_SETFD,
@@ -639,11 +641,15 @@ def reset_signals():
 
 
 def share_core():
-    """Gives the monitor a core-scheduling cookie of its own when containerd asks for it."""
+    """Gives the monitor a core-scheduling cookie of its own when containerd asks for it.
+
+    A kernel without core scheduling leaves things as they are (prctl(2), PR_SCHED_CORE).
+    """
     wanted: cython.p_const_char = getenv(b"SCHED_CORE")
     if wanted == cython.NULL or wanted[0] == 0:
         return True
-    return prctl(62, 1, 0, 1, 0) == 0  # PR_SCHED_CORE, CREATE, this process, its threads
+    # PR_SCHED_CORE, CREATE, this process, its threads
+    return prctl(62, 1, 0, 1, 0) == 0 or errno == EINVAL or errno == ENODEV
 
 
 def close_from(first):

@@ -29,6 +29,7 @@ STATE_VERSION = 1
 PARK_DELAY_S = float(os.environ.get("PYSHIM_PARK_DELAY_S", "1"))
 DUMP_TIMEOUT_S = 10
 QUIT_GRACE_S = 3
+SHARED_IDLE_S = 10
 FIRST_ACCEPTED_TAG = 2**31
 LISTENER_TAG = 1
 CLONE_NEWNS = 0x00020000
@@ -185,7 +186,10 @@ class Activation:
             if self._busy():
                 self._touch()
             left = self._last + PARK_DELAY_S - self._now()
-            if left <= 0 and await self._park():
+            if self.store.state.shared and self._emptied():
+                # Never parks: over API 3 nobody may ever come again to say Shutdown (#13958).
+                left = self._last + SHARED_IDLE_S - self._now()
+            elif left <= 0 and await self._park():
                 return
             await self._nap(max(left, 0.01))
 
@@ -197,10 +201,16 @@ class Activation:
         """
         if self.quit_at and (not self._busy() or self._now() > self.quit_at):
             return True
-        if self._busy() or self.store.state.containers:
+        if self._busy() or not self._emptied():
             return False
-        had_some = self.store.state.next_number > 0
-        return had_some and not self.server.connected and not self.store.state.outbox
+        if self.store.state.shared and self._now() > self._last + SHARED_IDLE_S:
+            return True
+        return not self.server.connected
+
+    def _emptied(self) -> bool:
+        """Whether there were containers, and neither one nor an event is left."""
+        state = self.store.state
+        return state.next_number > 0 and not state.containers and not state.outbox
 
     async def _nap(self, seconds: float) -> None:
         async with self.store.changed:

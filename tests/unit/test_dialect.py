@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -119,3 +120,45 @@ def test_stdin_that_stays_open_is_not_waited_for_long(monkeypatch: pytest.Monkey
         os.dup2(kept, 0)
         for fd in (reader, writer, kept):
             os.close(fd)
+
+
+# --- Answers -------------------------------------------------------------------------------------
+
+ADDRESS = "unix:///run/containerd/s/0123"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ceiling", "expected"),
+    [
+        ("", None, 2),  # 1.6
+        ("", "2", 2),
+        ("2", "2", 2),
+        ("3", "2", 3),  # every 2.x says 2 and takes 3
+        ("3", None, 2),  # 1.6 reads nothing but an address
+    ],
+)
+def test_the_version_of_the_answer(wanted: str, ceiling: str | None, expected: int) -> None:
+    assert dialect.version(wanted, ceiling) == expected
+
+
+@pytest.mark.parametrize("wanted", ["1", "4", "x", " 3"])
+def test_a_version_that_there_is_not(wanted: str) -> None:
+    with pytest.raises(dialect.DialectError, match="PYSHIM_API"):
+        dialect.version(wanted, "2")
+
+
+def test_an_address_alone_is_for_all_generations() -> None:
+    assert dialect.answer(dialect.Given(), ADDRESS, 2) == ADDRESS.encode()
+
+
+def test_version_3_is_json() -> None:
+    found = json.loads(dialect.answer(dialect.Given(), ADDRESS, 3))
+    assert found == {"version": 3, "address": ADDRESS, "protocol": "ttrpc"}
+
+
+@pytest.mark.parametrize("api", [2, 3])
+def test_who_gave_params_gets_a_result(api: int) -> None:
+    data = dialect.answer(dialect.Given(in_params=True), ADDRESS, api)
+    result = bootstrap_pb2.BootstrapResult.FromString(data)
+    assert (result.version, result.address, result.protocol) == (api, ADDRESS, "ttrpc")
+    assert data.strip() == data  # early 2.3.x trimmed it before it decoded it
