@@ -1,0 +1,88 @@
+"""containerd's event service, for one shim: it keeps what is published."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from pyshim.api import events_pb2, forward_pb2
+from pyshim.ttrpc import codec, framing
+from tests.integration.containerd import BOUND_S, eventually
+
+METHOD = ("containerd.services.events.ttrpc.v1.Events", "Forward")
+
+
+class Events:
+    """Listens on ``path``; answers each event, unless it was told to be slow."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = str(path)
+        self._seen: list[tuple[str, Any]] = []
+        self._answering = threading.Event()
+        self._answering.set()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.address)
+        self._listener.listen(128)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """No more events are taken."""
+        self._answering.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def block(self) -> None:
+        """From now on nothing is answered."""
+        self._answering.clear()
+
+    def unblock(self) -> None:
+        """The end of ``block``."""
+        self._answering.set()
+
+    def of(self, container: str) -> list[tuple[str, Any]]:
+        """The topics (without ``/tasks/``) and events of ``container``, in the order they came."""
+        return [(topic, event) for topic, event in self._seen if event.container_id == container]
+
+    def topics(self, container: str) -> list[str]:
+        """The topics alone."""
+        return [topic for topic, _ in self.of(container)]
+
+    def exits(self, container: str) -> list[tuple[str, int]]:
+        """The ids and statuses of the exits of ``container``, in order."""
+        return [(e.id, e.exit_status) for topic, e in self.of(container) if topic == "exit"]
+
+    def await_topic(self, container: str, topic: str) -> None:
+        """Waits until an event has come."""
+        what = f"{topic} of {container}"
+        eventually(lambda: topic in self.topics(container), what, BOUND_S)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        frames = framing.FrameReader()
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                for frame in frames.feed(data):
+                    self._answering.wait()
+                    assert isinstance(frame, framing.Frame)
+                    request = codec.decode_request(frame.payload)
+                    assert (request.service, request.method) == METHOD
+                    self._keep(forward_pb2.ForwardRequest.FromString(request.payload).envelope)
+                    connection.sendall(codec.encode_response(frame.stream, b""))
+
+    def _keep(self, envelope: forward_pb2.Envelope) -> None:
+        name = envelope.event.type_url.removeprefix("containerd.events.")
+        kind: type[Message] = getattr(events_pb2, name)
+        self._seen.append(
+            (envelope.topic.removeprefix("/tasks/"), kind.FromString(envelope.event.value))
+        )
