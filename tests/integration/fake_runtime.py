@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 # Ends the loop over the runtime's arguments; the values of its global flags are none of these.
-ACTIONS = "create|start|exec|kill|update|delete|pause|resume"
+ACTIONS = "create|start|exec|kill|update|delete|pause|resume|checkpoint|restore"
 
 
 def fake_runtime(folder: Path, **hooks: str) -> Path:
