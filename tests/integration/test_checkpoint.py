@@ -112,7 +112,7 @@ def test_the_runtimes_reason_reaches_the_client(host: Host, tmp_path: Path) -> N
 
 
 def test_with_criu_or_its_reason(host: Host, tmp_path: Path) -> None:
-    """The real runtime: the container ends in a checkpoint, or goes on and the client hears why."""
+    """The real runtime: there and back again, or the container goes on and the client hears why."""
     images = tmp_path / "images"
     container = host.started(*SLEEP)
     works = subprocess.run(["sh", "-c", "criu check"], capture_output=True, timeout=BOUND_S)
@@ -121,6 +121,10 @@ def test_with_criu_or_its_reason(host: Host, tmp_path: Path) -> None:
         assert any(images.iterdir())
         assert container.wait().exit_status == 137
         container.finish()
+        again = restorable(host, images)
+        pid = again.start()
+        assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/bin/sleep")
+        again.end()
         return
     with pytest.raises(StatusError, match=r"OCI runtime checkpoint failed: .*criu"):
         checkpoint(container, images)
@@ -136,7 +140,7 @@ def test_a_checkpoint_path_is_absolute(host: Host) -> None:
     container.end()
 
 
-def restorable(host: Host, images: Path, runtime: Path) -> Container:
+def restorable(host: Host, images: Path, runtime: Path | None = None) -> Container:
     """A container that Start will restore from ``images``."""
     container = host.container(*SLEEP)
     request = container.create_request(runtime=runtime)
