@@ -81,15 +81,18 @@ INIT: dict[tuple[Status, str], Transition] = {
 }
 EXEC: dict[tuple[Status, str], Transition] = {
     (C, "start"): R,
-    (C, "kill"): (Code.FAILED_PRECONDITION, "process not started"),
+    (C, "kill"): (Code.FAILED_PRECONDITION, "process not created"),
+    (C, "resize"): C,
     (C, "delete"): S,
     (C, "exit"): S,
     (R, "start"): (NO, "cannot start a running process"),
     (R, "kill"): R,
+    (R, "resize"): R,
     (R, "delete"): (NO, "cannot delete a running process"),
     (R, "exit"): S,
     (S, "start"): (NO, "cannot start a stopped process"),
     (S, "kill"): GONE,
+    (S, "resize"): (NO, "cannot resize a stopped container"),
     (S, "delete"): S,
     (S, "exit"): S,
 }

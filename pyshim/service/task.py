@@ -190,6 +190,8 @@ class Task:
         """Sets the terminal's size; without a terminal there is nothing to do."""
         request = task_pb2.ResizePtyRequest.FromString(call.payload)
         process = self.process(request.id, request.exec_id)
+        if process.id:
+            states.check(process, "resize")
         master = self.store.held.get(process.master_tag)
         if master is not None:
             terminal.set_size(master, request.width, request.height)

@@ -30,3 +30,23 @@ def test_only_what_is_gone_is_not_found() -> None:
         for (status, call), expected in table.items():
             if isinstance(expected, tuple) and expected[0] is Code.NOT_FOUND:
                 assert (status, call) == (Status.STOPPED, "kill")
+
+
+@pytest.mark.parametrize(
+    ("table", "missing"),
+    [(states.INIT, set()), (states.EXEC, {Status.PAUSED, Status.RESTORABLE})],
+)
+def test_the_tables_are_whole(
+    table: dict[tuple[Status, str], states.Transition], missing: set[Status]
+) -> None:
+    calls = {call for _, call in table}
+    known = set(Status) - {Status.UNKNOWN} - missing
+    assert set(table) == {(status, call) for status in known for call in calls}
+
+
+def test_clients_see_containerds_states_alone() -> None:
+    init = state_pb2.Process(status=Status.RESTORABLE)
+    assert states.on_the_wire(init, init) is Status.CREATED
+    frozen = state_pb2.Process(status=Status.PAUSED)
+    running = state_pb2.Process(id="e", status=Status.RUNNING)
+    assert states.on_the_wire(running, frozen) is Status.PAUSED
