@@ -13,7 +13,7 @@ import select
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2
-from pyshim.cgroups import oom
+from pyshim.cgroups import locate, oom
 from pyshim.monitor.channel import HoldFlag, Message, Type
 
 if TYPE_CHECKING:
@@ -41,23 +41,31 @@ def listen(task: Task, container: state_pb2.Container) -> None:
 
 
 def check(task: Task, name: str) -> None:
-    """Publishes what there is to tell of the container ``name``."""
+    """Publishes what there is to tell of the container ``name``.
+
+    v2's counter is read whether or not it was announced: the kernel announces late, and the exit
+    of the init must not come first.
+    """
     container = task.store.state.containers.get(name)
     fd = task.store.held.get(container.oom_tag) if container is not None else None
-    if container is None or fd is None or not select.select([fd], [], [], 0)[0]:
+    if container is None or fd is None:
         return
     groups = dict(container.cgroups)
+    readable = bool(select.select([fd], [], [], 0)[0])
+    if not readable and locate.UNIFIED not in groups:
+        return
     count = oom.kills(groups, container.oom_kills)
     if count > container.oom_kills:
         container.oom_kills = count
         event = events_pb2.TaskOOM(container_id=name)
         task.publisher.queue("/tasks/oom", event)
         _leave_mark(container)
-    # Ours and the monitor's are one description: what is read here is read there.  The event is
-    # committed first: killed between the two, v1's eventfd is heard again, which repeats a TaskOOM
-    # and loses none.
-    task.store.commit()
-    os.read(fd, oom.READ_BYTES)
+        # Ours and the monitor's are one description: what is read here is read there.  The event is
+        # committed first: killed between the two, v1's eventfd is heard again, which repeats a
+        # TaskOOM and loses none.
+        task.store.commit()
+    if readable:
+        os.read(fd, oom.READ_BYTES)
     if not groups or not any(os.path.isdir(folder) for folder in groups.values()):
         asyncio.get_running_loop().remove_reader(fd)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 from pathlib import Path
 
 import pytest
 
-from pyshim.cgroups import files, locate, v1, v2
+from pyshim.cgroups import files, locate, oom, v1, v2
 
 V1_MOUNTS = """\
 24 20 0:20 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -187,6 +189,32 @@ def test_v1_messages_that_clients_follow_are_there_without_controllers() -> None
 def test_v2_messages_that_clients_follow_are_there_without_controllers(tmp_path: Path) -> None:
     found = v2.metrics(str(tmp_path))
     assert found.HasField("pids") and found.HasField("cpu") and found.HasField("memory")
+
+
+def test_v2_tells_of_a_kill_when_its_counter_changes(tmp_path: Path) -> None:
+    """On a recorded tree: what the kernel does to memory.events is a write like any other."""
+    write(tmp_path, {"memory.events": "low 0\noom 0\noom_kill 0\n"})
+    groups = {locate.UNIFIED: str(tmp_path)}
+    fd = oom.watch(groups)
+    try:
+        assert oom.kills(groups, 0) == 0
+        assert not select.select([fd], [], [], 0)[0]
+        # A limit that was hit is no kill (counting those was containerd's bug).
+        write(tmp_path, {"memory.events": "low 0\noom 3\noom_kill 0\n"})
+        assert select.select([fd], [], [], 1)[0]
+        assert oom.kills(groups, 0) == 0
+        write(tmp_path, {"memory.events": "low 0\noom 4\noom_kill 2\n"})
+        assert oom.kills(groups, 0) == 2
+        (tmp_path / "memory.events").unlink()
+        assert oom.kills(groups, 2) == 2
+    finally:
+        os.close(fd)
+
+
+def test_a_group_that_has_gone_is_not_watched(tmp_path: Path) -> None:
+    assert oom.watch({locate.UNIFIED: str(tmp_path / "gone")}) == -1
+    assert oom.watch({"memory": str(tmp_path / "gone")}) == -1
+    assert oom.watch({}) == -1
 
 
 def test_devices_have_names() -> None:
