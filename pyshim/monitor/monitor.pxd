@@ -187,6 +187,7 @@ ctypedef struct Relay:
     unsigned long long moved
     long long drain_left
     long long drain_until
+    unsigned long long drain_moved  # `moved` when drain_until was set
     char* residue  # read from the source and not yet written; only when splice is refused
     size_t residue_at
     size_t residue_size

@@ -435,9 +435,11 @@ def keep_deadlines():
     if draining_count:
         for at in range(relay_top):
             if relays[at].draining and now >= relays[at].drain_until:
-                if relays[at].state == RELAY_BLOCKED:
+                # A slow reader is waited for, one that has stopped is not.
+                if relays[at].state == RELAY_BLOCKED and relays[at].moved == relays[at].drain_moved:
                     end_relay(relays + at, 0)
                 else:
+                    relays[at].drain_moved = relays[at].moved
                     relays[at].drain_until = now + DRAIN_MS
 
 
@@ -1274,6 +1276,7 @@ def begin_draining(relay):
         waiting = TERMINAL_QUEUE_BYTES
     relay.draining = True
     relay.drain_left = waiting
+    relay.drain_moved = relay.moved
     relay.drain_until = now_ms() + DRAIN_MS
     draining_count += 1
     if relay.state == RELAY_READING:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from pyshim.service.task import Task
 
 # A grandchild may hold a stream open for ever; after this long Delete takes what is there.
-DRAIN_TIMEOUT_S = 2
+OPEN_TIMEOUT_S = 2
+# Then it takes that as long as the reader goes on; together less than the ten seconds that CRI
+# has for all of a container's end.
+DRAIN_TIMEOUT_S = 6
 
 
 def over(store: Store, container: state_pb2.Container) -> bool:
@@ -101,11 +104,18 @@ def answer_waits(task: Task, container: str, process: state_pb2.Process) -> None
 
 
 async def drained(task: Task, process: state_pb2.Process) -> None:
-    """Waits, within a bound, until the process's output has been passed on."""
+    """Waits, within a bound, until the process's output has been passed on.
+
+    What a slow reader has not taken by then the monitor still passes on, while it takes something.
+    """
     if process.failed:
         return
+    store = task.store
     relays = set(process.relays)
-    await task.store.until(lambda: relays <= task.store.ended_relays, DRAIN_TIMEOUT_S)
+    if await store.until(lambda: relays <= store.ended_relays, OPEN_TIMEOUT_S):
+        return
+    store.link.send([m for r in relays - store.ended_relays for m in store.stop_relay(r)])
+    await store.until(lambda: relays <= store.ended_relays, DRAIN_TIMEOUT_S)
 
 
 def release(store: Store, process: state_pb2.Process) -> list[Message]:

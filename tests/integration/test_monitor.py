@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -462,6 +463,27 @@ def test_drain_gives_up_on_a_blocked_destination(monitor: Monitor) -> None:
     service.relay(1, source, destination)
     service.send(Message(Type.RELAY_STOP, (1, 1)))
     assert service.relay_end(1).fields[:2] == (1, 1)
+    os.close(feed)
+    os.close(reader)
+
+
+def test_drain_waits_for_a_slow_reader(monitor: Monitor) -> None:
+    """It takes longer than a reader that has stopped is given, but never stops."""
+    service = monitor.service()
+    source, feed = os.pipe()
+    reader, destination = os.pipe()
+    page = 4096
+    fcntl.fcntl(destination, fcntl.F_SETPIPE_SZ, page)
+    os.write(destination, bytes(page))
+    os.write(feed, bytes(3 * page))
+    service.relay(1, source, destination)
+    service.send(Message(Type.RELAY_STOP, (1, 1)))
+    got = 0
+    for _ in range(4):
+        time.sleep(1.5)
+        got += len(os.read(reader, page))
+    assert got == 4 * page
+    assert service.relay_end(1).fields == (1, 1, 0, 0, 3 * page)
     os.close(feed)
     os.close(reader)
 
