@@ -60,8 +60,10 @@ async def _begin(
     """Nothing of a container is in the state before its command is."""
     store = task.store
     _check_new(task, request.id)
+    container = _record(request, store.state.namespace)
     task.beginning.add(request.id)
     container = _record(request, store.state.namespace)
+    task.beginning.add(request.id)
     try:
         _write_hints(container)
         _mount(container, request)
