@@ -1,4 +1,4 @@
-"""A wrong command line, told in one line, for both commands that people type."""
+"""What goes wrong, told in one line, for both commands that people type."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import click
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_PROBLEM = 1
+
+
+class Problem(Exception):
+    """What was being done, to what, and what to try; its text is one line."""
 
 
 def run(command: click.Command, name: str) -> NoReturn:
@@ -26,6 +31,9 @@ def run(command: click.Command, name: str) -> NoReturn:
         problem = error.format_message().rstrip(".").replace("\n", " ")
         click.echo(f"{name}: {problem}; see {path} --help", err=True)
         sys.exit(EXIT_USAGE)
+    except Problem as error:
+        click.echo(f"{name}: {error}", err=True)
+        sys.exit(EXIT_PROBLEM)
     except click.Abort:
         click.echo(f"{name}: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
