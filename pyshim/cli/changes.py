@@ -41,7 +41,7 @@ def content(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Problem(f"cannot read {path}: {error.strerror}; {_hint(error)}") from None
+        raise Problem(f"cannot read {path}: {error.strerror}; {hint(error)}") from None
 
 
 def kept(path: Path) -> Path:
@@ -99,7 +99,7 @@ def make(changes: Iterable[Change]) -> None:
                 with contextlib.suppress(OSError):
                     _make(done._replace(before=done.after, after=done.before))
             what = "remove" if change.after is None else "write"
-            text = f"cannot {what} {change.path}: {error.strerror}; {_hint(error)}"
+            text = f"cannot {what} {change.path}: {error.strerror}; {hint(error)}"
             raise Problem(f"{text}; nothing has been changed") from None
         made.append(change)
 
@@ -143,7 +143,7 @@ def _text(data: bytes | None) -> str | None:
     return None if "\0" in text else text
 
 
-def _hint(error: OSError) -> str:
+def hint(error: OSError) -> str:
     """What to try."""
     if os.geteuid():
         return "try again as root"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from typing import Any, NamedTuple
 
 from pyshim.cli.containerd_config import RUNTIME_NAME, RUNTIME_TYPE, ConfigError, Edit
@@ -14,7 +15,7 @@ from pyshim.cli.containerd_config import RUNTIME_NAME, RUNTIME_TYPE, ConfigError
 FIRST_WITH_FOREIGN_SHIMS, FIRST_WITH_RUNTIME_TYPE = 23, 24
 OURS = {"runtimeType": RUNTIME_TYPE}
 BLANKS = " \t\r\n"
-INDENT = 2
+STEP = "  "
 
 
 class Member(NamedTuple):
@@ -163,11 +164,12 @@ def _with_member(text: str, at: int, key: str, value: object) -> str:
     if not found:
         member = f"{json.dumps(key)}: {json.dumps(value)}"
         if (opened, closed) == (0, 1):
-            member = json.dumps({key: value}, indent=INDENT)[1:-1]
+            member = json.dumps({key: value}, indent=STEP)[1:-1]
         return text[: opened + 1] + member + text[opened + 1 :]
     last = found[-1]
     gap = text[len(text[: last.start].rstrip(BLANKS)) : last.start]
-    indent = INDENT if "\n" in gap else None
+    step = re.match(r"\s*{\s*?\n([ \t]+)", text)
+    indent = (step[1] if step else STEP) if "\n" in gap else None
     dumped = json.dumps(value, indent=indent).replace("\n", f"\n{gap.rpartition(chr(10))[2]}")
     return f"{text[: last.end]},{gap}{json.dumps(key)}: {dumped}{text[last.end :]}"
 

@@ -59,20 +59,28 @@ class Plan:
 
 def install(choice: Choice, *, dry_run: bool) -> None:
     """Makes or shows the changes.  Raises Problem."""
-    plan = Plan()
-    _add_launcher(plan, choice)
-    _add_configs(plan, choice)
+    plan = _planned(choice, _add_launcher, _add_configs)
     _carry_out(plan, dry_run=dry_run)
 
 
 def uninstall(choice: Choice, *, dry_run: bool) -> None:
     """Undoes what ``install`` has done.  Raises Problem."""
-    plan = Plan()
-    _remove_configs(plan, choice)
-    _remove_launcher(plan, choice)
+    plan = _planned(choice, _remove_configs, _remove_launcher)
     _carry_out(plan, dry_run=dry_run)
     if not dry_run and choice.note.parent.is_dir() and not any(choice.note.parent.iterdir()):
         choice.note.parent.rmdir()
+
+
+def _planned(choice: Choice, *steps: Callable[[Plan, Choice], None]) -> Plan:
+    """The plan that all steps add to; raises Problem, also for what we may not even look at."""
+    plan = Plan()
+    try:
+        for step in steps:
+            step(plan, choice)
+    except OSError as error:
+        hint = changes.hint(error)
+        raise Problem(f"cannot read {error.filename}: {error.strerror}; {hint}") from None
+    return plan
 
 
 def _carry_out(plan: Plan, *, dry_run: bool) -> None:

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyshim.cli.containerd_config import BEGIN, END, ConfigError, install, uninstall
@@ -156,6 +156,7 @@ def configs(draw: st.DrawFn) -> str:
     return end.join(lines) + draw(st.sampled_from(["", end, end * 2, f"{end}# last"]))
 
 
+@settings(deadline=None)
 @given(configs())
 def test_uninstall_undoes_install(text: str) -> None:
     changed = installed(text)
@@ -173,6 +174,7 @@ def test_uninstall_undoes_install(text: str) -> None:
     assert after == before
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_breaks_it(text: str) -> None:
     for change in (install, uninstall):

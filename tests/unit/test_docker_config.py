@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyshim.cli.containerd_config import ConfigError
@@ -122,6 +122,7 @@ LAYOUTS = st.sampled_from([None, 0, 2, "\t"])
 EDGES = st.text(" \t\r\n", max_size=3)
 
 
+@settings(deadline=None)
 @given(OBJECTS, LAYOUTS, EDGES, EDGES, st.sampled_from([23, 24]), st.booleans(), st.booleans())
 def test_uninstall_undoes_install(
     config: dict[str, object],
@@ -147,6 +148,7 @@ def test_uninstall_undoes_install(
     assert json.loads(left) == config
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_breaks_it(text: str) -> None:
     for change in (lambda: install(text, 28), lambda: uninstall(text, None)):
