@@ -62,8 +62,6 @@ async def _begin(
     _check_new(task, request.id)
     container = _record(request, store.state.namespace)
     task.beginning.add(request.id)
-    container = _record(request, store.state.namespace)
-    task.beginning.add(request.id)
     try:
         _write_hints(container)
         _mount(container, request)
