@@ -5,8 +5,10 @@ Pure but for ``around``: the two texts are those of proc(5).
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+SUBTREE = "cgroup.subtree_control"
 UNIFIED = ""  # the key of a v2 group; those of v1 are controllers' names
 
 
@@ -64,6 +66,27 @@ def unescape(text: str) -> str:
     for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
         text = text.replace(code, character)
     return text
+
+
+def enable_controllers(group: str) -> None:
+    """Lets a v2 ``group`` have every controller that the host has, as far as the kernel allows.
+
+    Each folder on the way hands them down by its cgroup.subtree_control; a refusal there, as for a
+    folder that holds processes, is no failure (the Go shim logs it).
+    """
+    folders = [group]
+    while os.path.exists(os.path.join(os.path.dirname(folders[-1]), SUBTREE)):
+        folders.append(os.path.dirname(folders[-1]))
+    try:
+        with open(os.path.join(folders[-1], "cgroup.controllers"), encoding="ascii") as file:
+            controllers = file.read().split()
+    except OSError:
+        return
+    for folder in reversed(folders[1:]):
+        for name in controllers:
+            path = os.path.join(folder, SUBTREE)
+            with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as file:
+                file.write(f"+{name}")
 
 
 def pids(groups: dict[str, str]) -> list[int]:

@@ -8,6 +8,7 @@ import os
 from pyshim.api import options_pb2, state_pb2
 
 INIT_PID_FILE = "init.pid"
+LOG_FILE = "log.json"
 CRIU_WORK_FOLDER = "criu-work"
 DEFAULT_RUNTIME = "runc"
 DEFAULT_ROOT = "/run/containerd/runc"  # the Go shim's
@@ -15,7 +16,7 @@ DEFAULT_ROOT = "/run/containerd/runc"  # the Go shim's
 
 def global_flags(container: state_pb2.Container) -> list[str]:
     """The runtime's binary and the flags that precede every sub-command."""
-    log = os.path.join(container.bundle, "log.json")
+    log = os.path.join(container.bundle, LOG_FILE)
     flags = [container.runtime, "--root", container.root, "--log", log, "--log-format", "json"]
     if container.systemd_cgroup:
         flags.append("--systemd-cgroup")
@@ -139,28 +140,50 @@ def read_pid(path: str) -> int:
         return int(file.read())
 
 
-def failure(container: state_pb2.Container, action: str, status: int) -> str:
-    """The Go shim's text for a runtime command that has ended with ``status``."""
-    text = last_error(container) or f"the runtime ended with status {status}"
-    return f"OCI runtime {action} failed: {text}"
+def failure(
+    container: state_pb2.Container, action: str, status: int, log_size: int, printed: str
+) -> str:
+    """The Go shim's text for a runtime command that has ended with ``status``.
+
+    Arguments as for ``reason``.
+    """
+    return f"OCI runtime {action} failed: {reason(container, status, log_size, printed)}"
 
 
-def last_error(container: state_pb2.Container) -> str:
-    """The last error that the runtime logged, "" when it logged none.
+def reason(container: state_pb2.Container, status: int, log_size: int, printed: str) -> str:
+    """Why a runtime command has failed: by its log, else by what it ``printed``, else ``status``.
+
+    What the log had before, in its first ``log_size`` bytes, is about other commands.
+    """
+    said = " ".join(printed.split())
+    return last_error(container, log_size) or f"exit status {status}{said and f': {said}'}"
+
+
+def log_size(bundle: str) -> int:
+    """The size of the runtime's log, in bytes; 0 before there is one."""
+    try:
+        return os.stat(os.path.join(bundle, LOG_FILE)).st_size
+    except OSError:
+        return 0
+
+
+def last_error(container: state_pb2.Container, start: int = 0) -> str:
+    """The last error that the runtime logged from byte ``start`` on, "" when it logged none.
 
     The Go shim of containerd 1.6 reports the same line of the same file.
     """
-    path = os.path.join(container.bundle, "log.json")
+    path = os.path.join(container.bundle, LOG_FILE)
     found = ""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, "rb") as file:
+            file.seek(start)
             for line in file:
                 try:
-                    entry = json.loads(line)
-                except ValueError:
+                    entry = json.loads(line.decode(errors="replace"))
+                    if entry.get("level") == "error":
+                        found = str(entry.get("msg", "")).strip()
+                except (ValueError, AttributeError):
                     continue
-                if entry.get("level") == "error":
-                    found = str(entry.get("msg", "")).strip()
     except OSError:
         return ""
     return found

@@ -40,11 +40,11 @@ async def checkpoint(task: Task, call: state_pb2.Call) -> None:
     work = chosen.work_path or os.path.join(container.bundle, command.CRIU_WORK_FOLDER)
     argv = command.checkpoint(container, images, work, chosen)
     try:
-        status = await commands.run(
+        status, printed = await commands.run(
             task.store, call, argv, container.bundle, timeout_s=CHECKPOINT_TIMEOUT_S
         )
         if status:
-            text = command.failure(container, "checkpoint", status)
+            text = command.failure(container, "checkpoint", status, call.log_size, printed)
             raise StatusError(Code.UNKNOWN, f"{text} path= {_keep_log(container, work)}")
     finally:
         if not chosen.work_path:

@@ -11,11 +11,13 @@ import errno
 import os
 import signal
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
 from pyshim.monitor.fds import memfd
+from pyshim.runtime import command
 from pyshim.service.store import Record, Store
 from pyshim.stdio.streams import Streams
 from pyshim.ttrpc.status import Code, StatusError
@@ -24,7 +26,16 @@ from pyshim.ttrpc.status import Code, StatusError
 COMMAND_TIMEOUT_S = 120
 REPLY_TIMEOUT_S = 30
 
+MAX_PRINTED_BYTES = 4096
+
 Spawned = asyncio.Future[tuple[int, int]]
+
+
+class Outcome(NamedTuple):
+    """How a command has ended: its exit status, 128 + a signal, and what it printed."""
+
+    status: int
+    printed: str
 
 
 def spawn(
@@ -40,6 +51,7 @@ def spawn(
     """
     streams = streams or Streams()
     call.token = store.new_number()
+    call.log_size = command.log_size(cwd)
     sequence, reply = store.link.expect()
     fields = (call.token, channel.SPAWN_DIE_WITH_MONITOR, 0)
     program = channel.encode_program(cwd, argv, dict(store.state.env))
@@ -56,13 +68,36 @@ async def run(
     cwd: str,
     streams: Streams | None = None,
     timeout_s: float = COMMAND_TIMEOUT_S,
-) -> int:
-    """Runs the command of ``call``, unless an earlier service has begun it; its exit status.
+) -> Outcome:
+    """Runs the command of ``call``, unless an earlier service has begun it.
+
+    What a command of an earlier service has printed is lost.
 
     Raises as ``spawn`` and ``outcome``.
     """
-    spawned = None if call.token else spawn(store, call, argv, cwd, streams)
-    return await outcome(store, call, spawned, timeout_s)
+    spawned = None
+    printed = -1
+    try:
+        if not call.token:
+            streams = streams or Streams()
+            printed = _keep_what_it_prints(streams)
+            spawned = spawn(store, call, argv, cwd, streams)
+        status = await outcome(store, call, spawned, timeout_s)
+        text = os.pread(printed, MAX_PRINTED_BYTES, 0) if printed >= 0 else b""
+    finally:
+        if printed >= 0:
+            os.close(printed)
+    return Outcome(status, text.decode(errors="replace"))
+
+
+def _keep_what_it_prints(streams: Streams) -> int:
+    """Directs stdout and stderr of a command into memory; that, which the caller owns."""
+    if not streams.child:
+        streams.child = [streams.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))]
+    printed = memfd(b"")
+    kept = streams.own(os.dup(printed))
+    streams.child[1:] = [kept, kept]
+    return printed
 
 
 async def outcome(

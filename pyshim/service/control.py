@@ -98,12 +98,16 @@ async def _run(
     streams: Streams | None = None,
 ) -> None:
     """Runs the runtime's command of ``call`` to its end; raises StatusError when it fails."""
-    status = await commands.run(task.store, call, argv, container.bundle, streams)
+    status, printed = await commands.run(task.store, call, argv, container.bundle, streams)
     if status:
-        text = command.last_error(container)
+        why = (status, call.log_size, printed)
+        if action in {"pause", "resume"}:
+            raise StatusError(Code.UNKNOWN, command.failure(container, action, *why))
+        # The Go shim passes these two on as they are.
+        text = command.reason(container, *why)
         gone = any(phrase in text.lower() for phrase in GONE_TEXTS)
         code = Code.NOT_FOUND if gone and action == "kill" else Code.UNKNOWN
-        raise StatusError(code, text or command.failure(container, action, status))
+        raise StatusError(code, text)
 
 
 async def _change(

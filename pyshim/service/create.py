@@ -34,7 +34,9 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     try:
         status = await commands.outcome(store, call, spawned)
         if status:
-            raise StatusError(Code.UNKNOWN, command.failure(container, "create", status))
+            printed = streams.printed(store, container.init)
+            text = command.failure(container, "create", status, call.log_size, printed)
+            raise StatusError(Code.UNKNOWN, text)
         streams.connect(store, call, container.init)
         await terminal.connect(store, call, container.id, container.init)
         pid = command.read_pid(os.path.join(container.bundle, command.INIT_PID_FILE))
@@ -44,6 +46,8 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         return
     container.init.pid = pid
     container.cgroups.update(locate.around(pid))
+    if locate.UNIFIED in container.cgroups:
+        locate.enable_controllers(container.cgroups[locate.UNIFIED])
     container.created = True
     store.forget_deleted(container.id)
     states.register(container.init)

@@ -35,9 +35,10 @@ async def delete(task: Task, call: state_pb2.Call) -> None:
         states.check(process, "delete")
     if not process.id:
         argv = command.delete(container)
-        status = await commands.run(task.store, call, argv, container.bundle)
+        status, printed = await commands.run(task.store, call, argv, container.bundle)
         if status:
-            raise StatusError(Code.UNKNOWN, command.failure(container, "delete", status))
+            text = command.failure(container, "delete", status, call.log_size, printed)
+            raise StatusError(Code.UNKNOWN, text)
         await _ended(task, container)
     await exits.drained(task, process)
     await logger.ended(task.store, process)

@@ -37,11 +37,11 @@ async def _start_init(task: Task, call: state_pb2.Call, container: state_pb2.Con
         process.starting = True
     try:
         argv = command.start(container)
-        status = await commands.run(task.store, call, argv, container.bundle)
+        status, printed = await commands.run(task.store, call, argv, container.bundle)
     finally:
         process.starting = False
     if status:
-        text = command.failure(container, "start", status)
+        text = command.failure(container, "start", status, call.log_size, printed)
         task.server.fail(call, StatusError(Code.UNKNOWN, text))
     else:
         states.advance(process, "start")
@@ -62,7 +62,9 @@ async def _launch(
     try:
         status = await commands.outcome(store, call, spawned)
         if status:
-            raise StatusError(Code.UNKNOWN, command.failure(container, _action(process), status))
+            printed = streams.printed(store, process)
+            text = command.failure(container, _action(process), status, call.log_size, printed)
+            raise StatusError(Code.UNKNOWN, text)
         streams.connect(store, call, process)
         await terminal.connect(store, call, container.id, process)
         pid = command.read_pid(command.pid_path(container, process))

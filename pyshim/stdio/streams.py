@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import stat
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from pyshim.ttrpc.status import Code, StatusError
 # containerd's Go shim gives a fifo's reader as long (process.Init, copy set-up).
 READER_TIMEOUT_S = 30
 READER_POLL_S = 0.005
+MAX_PRINTED_BYTES = 4096
 
 
 @dataclass
@@ -137,6 +139,20 @@ def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> N
     process.relays.extend(relays)
     del process.outputs[:]
     store.commit(*streams.messages, *let_go(store, call), owned=streams.sent(store))
+
+
+def printed(store: Store, process: state_pb2.Process) -> str:
+    """What the runtime has said on stderr instead of making the process, "" when that is unknown.
+
+    It is still in the pipe, since nothing is relayed before there is a process.
+    """
+    for output in process.outputs:
+        source = store.held.get(output.source_tag)
+        if source is None or output.uri != (process.stderr or process.stdout):
+            continue
+        if select.select([source], [], [], 0)[0]:
+            return os.read(source, MAX_PRINTED_BYTES).decode(errors="replace")
+    return ""
 
 
 def add_stdin(store: Store, process: state_pb2.Process, streams: Streams, target: int) -> None:

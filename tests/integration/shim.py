@@ -41,7 +41,7 @@ SERVICE = "containerd.task.v2.Task"
 POD = "io.kubernetes.cri.sandbox-id"
 KILLED = 128 + signal.SIGKILL
 END_BOUND_S = 20
-STRAYS = ("pyshim-pty*", "pty*", "runc-process*")
+STRAYS = ("pyshim-pty*",)
 
 
 def unedited(_spec: dict[str, Any]) -> None:

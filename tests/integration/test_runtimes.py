@@ -100,6 +100,44 @@ def test_the_task_api_of_a_sandbox_is_the_daemons_business(host: Host, tmp_path:
     container.end()
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("echo first >&2; echo second >&2; exit 3", "exit status 3: first second"),
+        ("exit 3", "exit status 3"),
+        ("kill -9 $$", "exit status 137"),
+    ],
+)
+def test_a_runtime_that_logs_nothing(host: Host, tmp_path: Path, body: str, reason: str) -> None:
+    runtime = fake_runtime(tmp_path, before_create=body, before_start=body, before_pause=body)
+    container = host.container("/bin/true")
+    out = f"file://{tmp_path}/out"
+    with pytest.raises(StatusError) as caught:
+        container.create(runtime=runtime, stdout=out, stderr=out)
+    assert caught.value.message == f"OCI runtime create failed: {reason}"
+    text = runtime.read_text().replace("create)", "unused)", 1)
+    runtime.write_text(text)
+    container.create(runtime=runtime)
+    with pytest.raises(StatusError) as caught:
+        container.start()
+    assert caught.value.message == f"OCI runtime start failed: {reason}"
+    container.leave()
+
+
+def test_an_earlier_error_is_not_taken_for_the_reason(host: Host, tmp_path: Path) -> None:
+    old = 'echo \'{"level":"error","msg":"an old one"}\' >>log.json'
+    pause = f"{old}; exit 1"
+    runtime = fake_runtime(tmp_path, before_pause=pause, before_resume="exit 4", before_update=old)
+    container = host.started("/bin/sleep", "1000", runtime=runtime)
+    request = task_pb2.PauseRequest(id=container.name)
+    with pytest.raises(StatusError, match="OCI runtime pause failed: an old one"):
+        container.call("Pause", request, task_pb2.PauseRequest)
+    runtime.write_text(runtime.read_text().replace(pause, "exit 4"))
+    with pytest.raises(StatusError, match=r"OCI runtime pause failed: exit status 4$"):
+        container.call("Pause", request, task_pb2.PauseRequest)
+    container.end()
+
+
 def test_a_runtime_that_is_not_there(host: Host) -> None:
     container = host.container("/bin/true")
     with pytest.raises(StatusError, match=r"cannot run the OCI runtime: .*is it on PATH"):

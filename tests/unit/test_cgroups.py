@@ -191,6 +191,20 @@ def test_v2_messages_that_clients_follow_are_there_without_controllers(tmp_path:
     assert found.HasField("pids") and found.HasField("cpu") and found.HasField("memory")
 
 
+def test_controllers_are_handed_down_to_a_v2_group(tmp_path: Path) -> None:
+    group = tmp_path / "kubepods/pod/c"
+    for folder in (group, *group.parents[:3]):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup.subtree_control").touch()
+        (folder / "cgroup.controllers").write_text("cpu memory\n")
+    locate.enable_controllers(str(group))
+    # The kernel adds up; a plain file keeps what was written last.
+    written = [(folder / "cgroup.subtree_control").read_text() for folder in group.parents[:3]]
+    assert written == ["+memory"] * 3
+    assert (group / "cgroup.subtree_control").read_text() == ""
+    locate.enable_controllers(str(tmp_path / "gone/c"))
+
+
 def test_v2_tells_of_a_kill_when_its_counter_changes(tmp_path: Path) -> None:
     """On a recorded tree: what the kernel does to memory.events is a write like any other."""
     write(tmp_path, {"memory.events": "low 0\noom 0\noom_kill 0\n"})
