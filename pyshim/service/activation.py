@@ -139,6 +139,8 @@ class Activation:
 
     def _forget_strays(self) -> None:
         """Drops records of commands whose call is over (its client's service crashed late)."""
+        if self.task.beginning:
+            return  # the state does not name yet what is started for these: a logging binary
         tokens = {call.token for call in self.store.state.calls}
         tokens |= {process.logger_token for process in self._processes()}
         pids = {c.init.pid for c in self.store.containers()}

@@ -61,6 +61,9 @@ async def start(
         report = -1
         if not await _is_ready(ready) and urlsplit(process.stdout).scheme == "binary-v2":
             raise StatusError(Code.UNKNOWN, f"{process.stdout}: ended before it was ready")
+    except BaseException:
+        store.link.send(release(store, process))
+        raise
     finally:
         for fd in (ready, null, pipes[0][0], pipes[1][0], report):
             if fd >= 0:
