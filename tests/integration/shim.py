@@ -91,7 +91,9 @@ class Host:
 
     # -- containers ------------------------------------------------------------------------------
 
-    def container(self, *command: str, pod: str = "", edit: Edit = unedited) -> Container:
+    def container(
+        self, *command: str, pod: str = "", edit: Edit = unedited, flags: tuple[str, ...] = ()
+    ) -> Container:
         """A bundle for ``command``, and a connection to the shim that was started for it."""
         name = f"c{next(self._numbers)}"
         bundle = self.bundles / name
@@ -103,7 +105,7 @@ class Host:
             spec["annotations"] = {POD: pod}
         edit(spec)
         (bundle / "config.json").write_text(json.dumps(spec))
-        done = self.act("start", name)
+        done = self.act("start", name, *flags)
         assert (done.returncode, done.stderr) == (0, b""), done.stderr
         return Container(self, name, done.stdout.decode())
 
