@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import socket
 import sys
 from typing import Any
@@ -254,6 +255,9 @@ def join_mounts_of(pid: int) -> None:
 
 def main(sock: socket.socket) -> int:
     """Serves over the channel ``sock`` until parked; returns the exit code."""
+    # Whatever the monitor holds comes here too, and a burst of execs needs some for each.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -472,6 +473,16 @@ def test_a_zygote_is_started_from_python_too(host: Host, monkeypatch: pytest.Mon
     assert files_of(zygote, "pipe:") & files_of(os.getpid(), "pipe:") == set()
     for fd in ends:
         os.close(fd)
+
+
+def test_a_zygote_has_as_many_descriptors_as_we(host: Host) -> None:
+    """Also where root may not raise a limit, so that none may be lowered for a while."""
+    host.run("-info")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    eventually(
+        lambda: resource.prlimit(host.one_zygote(), resource.RLIMIT_NOFILE) == limits,
+        "its limit is ours",
+    )
 
 
 def files_of(pid: int, prefix: str = "/") -> set[str]:
