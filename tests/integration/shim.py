@@ -59,6 +59,7 @@ class Host:
 
     def __init__(self, home: Path, rootfs: Path, prefix: tuple[str, ...] = ()) -> None:
         self.home = home
+        self.rootfs = rootfs
         self.namespace = f"pyshim-{os.getpid()}-{home.name}"
         self.runtime, self.sockets, self.bundles = home / "run", home / "s", home / "b"
         self.temporary = home / "t"
@@ -74,16 +75,16 @@ class Host:
             "PYSHIM_SOCKET_DIR": str(self.sockets),
             "TMPDIR": str(self.temporary),
         }
-        self.spec = self._spec(rootfs)
+        self.spec = self._spec()
 
-    def _spec(self, rootfs: Path) -> dict[str, Any]:
-        """What `runc spec` makes, for ``rootfs`` and without a terminal."""
+    def _spec(self) -> dict[str, Any]:
+        """What `runc spec` makes, for our root and without a terminal."""
         command = ["runc", "spec", "--bundle", str(self.home)]
         subprocess.run(command, check=True, timeout=BOUND_S)
         path = self.home / "config.json"
         spec: dict[str, Any] = json.loads(path.read_text())
         path.unlink()
-        spec["root"]["path"] = str(rootfs)
+        spec["root"]["path"] = str(self.rootfs)
         spec["process"]["terminal"] = False
         # By this a process of a container is found among all others.
         spec["process"]["env"].append(f"PYSHIM_TEST={self.home}")
