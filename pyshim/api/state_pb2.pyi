@@ -177,7 +177,7 @@ class Event(_message.Message):
     def __init__(self, number: _Optional[int] = ..., envelope: _Optional[bytes] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures", "socket_inode", "deleted", "shared")
+    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures", "socket_inode", "deleted", "shared", "publisher_tag", "publisher_stream", "publishing", "publish_until_ns")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +213,10 @@ class State(_message.Message):
     SOCKET_INODE_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHER_TAG_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHER_STREAM_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHING_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
     version: int
     namespace: str
     id: str
@@ -234,4 +238,8 @@ class State(_message.Message):
     socket_inode: int
     deleted: _containers.RepeatedCompositeFieldContainer[Deleted]
     shared: bool
-    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ..., socket_inode: _Optional[int] = ..., deleted: _Optional[_Iterable[_Union[Deleted, _Mapping]]] = ..., shared: bool = ...) -> None: ...
+    publisher_tag: int
+    publisher_stream: int
+    publishing: int
+    publish_until_ns: int
+    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ..., socket_inode: _Optional[int] = ..., deleted: _Optional[_Iterable[_Union[Deleted, _Mapping]]] = ..., shared: bool = ..., publisher_tag: _Optional[int] = ..., publisher_stream: _Optional[int] = ..., publishing: _Optional[int] = ..., publish_until_ns: _Optional[int] = ...) -> None: ...

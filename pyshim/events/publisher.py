@@ -1,24 +1,34 @@
 """Sends the events in the outbox to containerd, in order, until it has taken them.
 
 Order is containerd's contract (create < start < exit < delete); so nothing overtakes an event
-that failed.
+that failed.  The connection is the monitor's: an event is sent in the transaction that notes it
+as sent, and leaves the outbox in the one that consumes the answer, so that a service that is
+killed repeats none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 
 from google.protobuf.message import Message as Protobuf
 
 from pyshim.api import forward_pb2
+from pyshim.monitor.channel import HoldFlag, Message, Type
 from pyshim.service.store import Store
 from pyshim.ttrpc import codec, framing
-from pyshim.ttrpc.status import StatusError
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
-# containerd's Go publisher has the same two bounds.
-DIAL_TIMEOUT_S = CALL_TIMEOUT_S = 5
+DIAL_TIMEOUT_S = 5  # the Go publisher's
+# For an answer that is later than this no service stays: it activates one when it comes.
+PATIENCE_S = 5
+# Only then is an event sent again.  A containerd that is stopped or swamped has it already, and
+# would tell it twice.
+ANSWER_TIMEOUT_S = 60
+PEEK_BYTES = 64 * 1024
+PARTIAL_POLL_S = 0.01
 RETRY_MAX_MS = 30_000
 OUTBOX_MAX_EVENTS = 4096
 
@@ -29,6 +39,7 @@ class Publisher:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._task: asyncio.Task[None] | None = None
+        self._late = False
 
     def queue(self, topic: str, event: Protobuf) -> None:
         """Adds an event to the outbox; it is sent after the commit that the caller owes.
@@ -58,72 +69,145 @@ class Publisher:
 
     @property
     def busy(self) -> bool:
-        """Whether a delivery is under way."""
-        return self._task is not None
+        """Whether a delivery is under way that it makes sense to wait for."""
+        return self._task is not None and not self._late
 
     def retry_ms(self) -> int:
         """When to try again; 0 when nothing waits."""
-        if not self.store.state.outbox:
+        state = self.store.state
+        if not state.outbox:
             return 0
-        return int(min(1000 * 2 ** min(self.store.state.publish_failures, 10), RETRY_MAX_MS))
+        if state.publishing:
+            return max(1, int(self._answer_left_s() * 1000))
+        return int(min(1000 * 2 ** min(state.publish_failures, 10), RETRY_MAX_MS))
+
+    def _answer_left_s(self) -> float:
+        return (self.store.state.publish_until_ns - time.time_ns()) / 1e9
 
     async def _send_all(self) -> None:
-        failures = self.store.state.publish_failures
+        state = self.store.state
+        failures = state.publish_failures
         try:
             await self._deliver()
-            self.store.state.publish_failures = 0
+            state.publish_failures = 0
         except (OSError, asyncio.TimeoutError, EOFError) as error:
             self.store.log.warning("events wait for containerd", error=repr(error))
-            self.store.state.publish_failures = failures + 1
+            state.publish_failures = failures + 1
+            self.store.commit(*self._hang_up())
             asyncio.get_running_loop().call_later(self.retry_ms() / 1000, self.wake)
         finally:
             self._task = None
-        if self.store.state.publish_failures != failures:
-            self.store.commit()  # the next service must not begin with the shortest pause again
+            self._late = False
+        if state.publish_failures < failures:
+            self.store.commit()  # the next service must begin with the shortest pause again
         self.store.notify()
 
     async def _deliver(self) -> None:
+        """Sends until the outbox is empty; goes on where an earlier service was."""
+        state = self.store.state
+        while state.outbox or state.publishing:
+            owned: list[int] = []
+            if state.publisher_tag not in self.store.held:
+                self._hang_up()
+                messages = await self._connect()
+                self.store.commit(*messages, *self._next(owned), owned=owned)
+            elif not state.publishing:
+                self.store.commit(*self._next(owned), owned=owned)
+            else:
+                await self._answer()
+
+    async def _connect(self) -> list[Message]:
+        """A connection to containerd; the message that has the monitor keep it."""
         path = self.store.state.ttrpc_address.removeprefix("unix://")
-        opening = asyncio.open_unix_connection(path)
-        reader, writer = await asyncio.wait_for(opening, DIAL_TIMEOUT_S)
-        stream = 1
-        try:
-            while self.store.state.outbox:
-                event = self.store.state.outbox[0]
-                exchange = self._forward(reader, writer, stream, event.envelope)
-                await asyncio.wait_for(exchange, CALL_TIMEOUT_S)
-                self._taken(event.number)
-                stream += 2
-        finally:
-            writer.close()
+        flags = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        with socket.socket(socket.AF_UNIX, flags) as sock:
+            connecting = asyncio.get_running_loop().sock_connect(sock, path)
+            await asyncio.wait_for(connecting, DIAL_TIMEOUT_S)
+            fd = sock.detach()
+        tag = self.store.new_tag()
+        self.store.state.publisher_tag = tag
+        self.store.held[tag] = fd
+        return [Message(Type.HOLD, (tag, HoldFlag.WATCH), (fd,))]
 
-    def _taken(self, number: int) -> None:
-        outbox = self.store.state.outbox
-        if outbox and outbox[0].number == number:
-            del outbox[0]
-            self.store.commit()
+    def _hang_up(self) -> list[Message]:
+        """Forgets the connection and what was sent on it; the message that closes it."""
+        state = self.store.state
+        tag = state.publisher_tag
+        state.publisher_tag = state.publisher_stream = 0
+        state.publishing = state.publish_until_ns = 0
+        return self.store.drop(tag)
 
-    async def _forward(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        stream: int,
-        envelope: bytes,
-    ) -> None:
+    def _next(self, owned: list[int]) -> list[Message]:
+        """The message that sends the first event; the one that hangs up when there is none."""
+        state = self.store.state
+        if not state.outbox:
+            return self._hang_up()
+        event = state.outbox[0]
+        state.publisher_stream += 2 if state.publisher_stream else 1
+        state.publishing = event.number
+        state.publish_until_ns = time.time_ns() + int(ANSWER_TIMEOUT_S * 1e9)
         request = forward_pb2.ForwardRequest()
-        request.envelope.ParseFromString(envelope)
-        payload = request.SerializeToString()
-        writer.write(codec.encode_request(stream, SERVICE, "Forward", payload, 0, None))
-        frames = framing.FrameReader()
-        while True:
-            data = await reader.read(65536)
-            if not data:
-                raise EOFError
-            for frame in frames.feed(data):
-                if isinstance(frame, framing.Frame) and frame.stream == stream:
-                    try:
-                        codec.decode_response(frame.payload)
-                    except StatusError:
-                        # containerd has seen it and will never like it: trying again is useless.
-                        return
-                    return
+        request.envelope.ParseFromString(event.envelope)
+        frame = codec.encode_request(
+            state.publisher_stream, SERVICE, "Forward", request.SerializeToString()
+        )
+        return [self.store.send(state.publisher_tag, frame, owned)]
+
+    async def _answer(self) -> None:
+        """Takes what containerd has said, and with its answer sends the next event.
+
+        What it answers does not matter: what it has refused it will never like.
+        """
+        state = self.store.state
+        tag = state.publisher_tag
+        await self._readable(self.store.held[tag])
+        data = peek(self.store.held[tag])
+        reader = framing.FrameReader()
+        frames = reader.feed(data)
+        if not frames:
+            await asyncio.sleep(PARTIAL_POLL_S)
+            return
+        owned: list[int] = []
+        sequence, consumed = self.store.link.expect()
+        size = len(data) - len(reader.pending)
+        messages = [Message(Type.CONSUME, (tag, size), sequence=sequence)]
+        if any(frame.stream == state.publisher_stream for frame in frames):
+            self._taken()
+            messages += self._next(owned)
+        self.store.commit(*messages, owned=owned)
+        await consumed
+
+    def _taken(self) -> None:
+        """containerd has the event that was sent."""
+        state = self.store.state
+        for at, event in enumerate(state.outbox):
+            if event.number == state.publishing:
+                del state.outbox[at]
+                break
+        state.publishing = 0
+
+    async def _readable(self, fd: int) -> None:
+        """Waits for news on the connection; raises TimeoutError when there has been none long."""
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+        loop.add_reader(fd, came.set)
+        patience = loop.call_later(PATIENCE_S, self._lose_patience)
+        try:
+            await asyncio.wait_for(came.wait(), max(0, self._answer_left_s()))
+        finally:
+            patience.cancel()
+            loop.remove_reader(fd)
+            self._late = False
+
+    def _lose_patience(self) -> None:
+        self._late = True
+        self.store.notify()
+
+
+def peek(connection: int) -> bytes:
+    """What waits in ``connection``, and stays there; raises EOFError at its end, OSError."""
+    with socket.socket(fileno=os.dup(connection)) as sock:
+        data = sock.recv(PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    if not data:
+        raise EOFError("containerd has closed the connection")
+    return data
