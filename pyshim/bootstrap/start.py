@@ -108,7 +108,11 @@ def write_address(bundle: str, text: str) -> None:
 def claim(path: str) -> socket.socket | None:
     """A listener at ``path``; None when another monitor of this group listens there already."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    previous = os.umask(0o077)  # whatever our starter's is
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    finally:
+        os.umask(previous)
     with locked(folder):
         if is_served(path):
             return None
