@@ -54,6 +54,7 @@ cdef char socket_path[PATH_BYTES]
 cdef char scratch[PATH_BYTES]
 cdef Datagram answer
 cdef long long begin_by
+cdef pid_t starter
 cdef char buffer[BUFFER_BYTES]
 cdef size_t buffered
 cdef char line[LINE_BYTES]
@@ -72,6 +73,7 @@ cdef void find_run_folder() noexcept nogil
 cdef bint find_socket_path() noexcept nogil
 
 cdef int reach_zygote() noexcept nogil
+cdef void reap_starter() noexcept nogil
 cdef int connect_once() noexcept nogil
 cdef pid_t start_zygote() noexcept nogil
 

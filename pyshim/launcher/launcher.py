@@ -142,6 +142,7 @@ def program_main(argc, argv):
             code = run_in_zygote(zygote, argc, argv)
             close(zygote)
             if code >= 0:
+                reap_starter()
                 return code
             if code == SILENCE:
                 break
@@ -262,25 +263,39 @@ def find_socket_path():
 
 def reach_zygote():
     """A connection to the zygote, which is started when there is none; or -1."""
+    global starter
     status: cython.int = 0
-    child: pid_t
     fd: cython.int = connect_once()
     if fd != NO_ANSWER:
         return fd
     if access(interpreter, X_OK) != 0:
         return -1
-    child = start_zygote()
-    while child >= 0 and now_ms() < begin_by:
+    reap_starter()
+    starter = start_zygote()
+    while starter >= 0 and now_ms() < begin_by:
         poll(cython.NULL, 0, ZYGOTE_RETRY_MS)
         fd = connect_once()
         if fd != NO_ANSWER:
             return fd
         # It daemonizes: the process that we started ends well at once, or badly.
-        if child > 0 and waitpid(child, cython.address(status), WNOHANG) == child:
+        if starter > 0 and waitpid(starter, cython.address(status), WNOHANG) == starter:
+            starter = 0
             if not WIFEXITED(status) or WEXITSTATUS(status) != 0:
                 return -1
-            child = 0
     return -1
+
+
+def reap_starter():
+    """Waits for what we started as a zygote: it has forked, or has found another one.
+
+    Who leaves it behind makes it a zombie of process 1, which may be a containerd that waits for
+    none but its own children.
+    """
+    global starter
+    if starter > 0:
+        await_end_of(starter)
+        waitpid(starter, cython.NULL, WNOHANG)
+    starter = 0
 
 
 def connect_once():
@@ -433,10 +448,10 @@ def await_exit(zygote):
 
 
 def await_end_of(child):
-    """Waits until a child of the zygote that has hung up is gone with all its descriptors.
+    """Waits until a process is gone with all its descriptors.
 
-    Its connection may be closed before a listener that it had made: whoever comes next must not
-    take that for a monitor's.
+    The connection of a zygote's child may be closed before a listener that it had made: whoever
+    comes next must not take that for a monitor's.
     """
     waiting: pollfd
     if child <= 0:

@@ -74,6 +74,7 @@ def ensure(python: str = sys.executable, path: str | None = None) -> None:
             close_from(3)
             os.chdir("/")
             command = [python, "-I", "-X", "utf8", "-m", "pyshim.zygote", "--socket", path]
+            command.append("--foreground")  # detached already: one more would be a zombie of init
             os.execv(python, command)
     finally:
         os._exit(1)

@@ -48,6 +48,7 @@ LOCK_TIMEOUT_S = 10.0
 BACKLOG = 512
 FEW_DESCRIPTORS = 256
 CAP_SYS_RESOURCE = 24
+UMASK = 0o077
 MAX_PATH_BYTES = 107  # sockaddr_un has one more, for a zero
 
 
@@ -55,16 +56,19 @@ def run(path: str, *, detach: bool) -> int:
     """Serves at ``path`` until idle, replaced or told to end; 0 as well when another one does."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES:  # before a lock is left there
         raise OSError(errno.ENAMETOOLONG, "a socket's path is too long")
+    os.umask(UMASK)
     folder = Path(path).parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not take_lock(lock, path):
         return 0
+    if detach:
+        leave_starter()
     context = daemon.DaemonContext(
-        detach_process=detach,
+        detach_process=False,
         files_preserve=[lock] if detach else [lock, sys.stderr],
         stderr=None if detach else sys.stderr,
-        umask=0o077,
+        umask=UMASK,
         prevent_core=False,
         signal_map={signal.SIGTERM: end, signal.SIGINT: end},
     )
@@ -73,6 +77,17 @@ def run(path: str, *, detach: bool) -> int:
     with context:
         serve(path, lock)
     return 0
+
+
+def leave_starter() -> None:
+    """Goes on in a child with a session of its own.
+
+    The daemon library would fork twice: nobody waits for the process between the two, so a
+    containerd that is process 1 would have it as a zombie.
+    """
+    if os.fork():
+        os._exit(0)
+    os.setsid()
 
 
 @contextlib.contextmanager
