@@ -72,6 +72,8 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
             state.shared = api == dialect.SHARED
             start_monitor(state, listener, launcher, zygote)
             listener.close()
+            # Who comes after this may die on the way; a service sees to it that we then end.
+            is_served(path)
         undo.pop_all()
     return dialect.answer(given, url, api)
 

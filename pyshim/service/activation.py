@@ -6,11 +6,13 @@ Crash-only: there is no shutdown but parking, and killing the process at any poi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import resource
 import socket
 import sys
+import time
 from typing import Any
 
 import uvloop
@@ -28,6 +30,8 @@ from pyshim.service.task import Task
 
 STATE_VERSION = 1
 PARK_DELAY_S = float(os.environ.get("PYSHIM_PARK_DELAY_S", "1"))
+# containerd says Create as soon as it has an answer to `start`.
+UNUSED_S = float(os.environ.get("PYSHIM_UNUSED_S", "60"))
 DUMP_TIMEOUT_S = 10
 QUIT_GRACE_S = 3
 SHARED_IDLE_S = 10
@@ -204,6 +208,8 @@ class Activation:
         """
         if self.quit_at and (not self._busy() or self._now() > self.quit_at):
             return True
+        if self._unused_ms() == 0 and not self._busy():
+            return True
         if self._busy() or not self._emptied():
             return False
         if self.store.state.shared and self._now() > self._last + SHARED_IDLE_S:
@@ -214,6 +220,19 @@ class Activation:
         """Whether there were containers, and neither one nor an event is left."""
         state = self.store.state
         return state.next_number > 0 and not state.containers and not state.outbox
+
+    def _unused_ms(self) -> int | None:
+        """How long a monitor may yet wait for its first container; None once there was one.
+
+        A containerd that dies between `start` and Create leaves it; 1.6 then keeps it connected.
+        """
+        state = self.store.state
+        if state.next_number > 0 or state.containers or state.calls:
+            return None
+        with contextlib.suppress(OSError):  # without its socket nobody finds it any more
+            age_s = time.time() - os.stat(state.socket).st_mtime
+            return max(0, int((UNUSED_S - age_s) * 1000))
+        return 0
 
     async def _nap(self, seconds: float) -> None:
         async with self.store.changed:
@@ -228,7 +247,8 @@ class Activation:
     async def _park(self) -> bool:
         sequence, reply = self.store.link.expect()
         seen = self.store.link.events_seen
-        due = [ms for ms in (self.publisher.retry_ms(), self.server.next_expiry_ms()) if ms]
+        bounds = (self.publisher.retry_ms(), self.server.next_expiry_ms(), self._unused_ms())
+        due = [ms for ms in bounds if ms]
         messages = [Message(Type.ALARM, (min(due, default=0), 0))]
         messages.append(Message(Type.PARK, (seen,), sequence=sequence))
         self.store.link.send(messages)
