@@ -51,6 +51,18 @@ def kill_monitors(host: Host) -> None:
     eventually(lambda: not host.monitors(), "the monitors have ended")
 
 
+def end_zygotes(host: Host) -> None:
+    """SIGKILL to the zygote."""
+
+    def ended() -> bool:
+        for pid in (left := host.zygotes()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
+
+    eventually(ended, "the zygotes have ended")
+
+
 def deleted(container: Container) -> task_pb2.DeleteResponse:
     """What the shim's `delete` answers; the bundle is removed as by containerd."""
     container.client.close()
@@ -89,6 +101,21 @@ def lone_daemon(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         made.stop()
 
 
+def test_38_a_shim_that_nobody_speaks_to_goes_away(host: Host) -> None:
+    """As when the daemon dies and is never started again."""
+    end_zygotes(host)
+    host.env["PYSHIM_UNUSED_S"] = "2"
+    try:
+        container = host.container(*SLEEP)
+    finally:
+        del host.env["PYSHIM_UNUSED_S"]
+    container.client.close()
+    eventually(lambda: not host.monitors(), "the monitor has ended")
+    assert list(host.sockets.iterdir()) == []
+    deleted(container)
+    end_zygotes(host)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_38_a_shim_whose_daemon_dies_before_create_goes_away(
     lone_daemon: Containerd, when: str
@@ -108,6 +135,7 @@ def test_38_a_shim_whose_daemon_dies_before_create_goes_away(
     launcher.chmod(0o755)
     path = lone_daemon.env["PATH"]
     lone_daemon.env["PATH"] = f"{folder}:{path}"
+    lone_daemon.env["PYSHIM_UNUSED_S"] = "2"
     lone_daemon.start()
     lone_daemon.ctr(*lone_daemon.run("c", *SLEEP, flags=("-d",)))
     eventually(lambda: (lone_daemon.home / "killed").exists(), "containerd has been killed")
@@ -208,9 +236,7 @@ def test_41_containers_of_one_pod_from_before_and_after_an_upgrade(host: Host) -
     old = dict(host.env)
     host.env["PYSHIM_RUNTIME_DIR"] = str(host.home / "new")
     try:
-        for pid in host.zygotes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end_zygotes(host)
         second = host.started(*SLEEP, pod="p41")
         assert second.address == first.address
         assert second.run("e", TRUE) == 0
@@ -219,8 +245,7 @@ def test_41_containers_of_one_pod_from_before_and_after_an_upgrade(host: Host) -
         first.end()
     finally:
         host.env.update(old)
-    for pid in host.zygotes():
-        os.kill(pid, signal.SIGKILL)
+    end_zygotes(host)
 
 
 @pytest.mark.parametrize("ceiling", [None, "2", "3"])
@@ -557,61 +582,64 @@ def test_55_a_signal_ends_the_shim(
 
 
 ORPHANS_PARENT = """
-import ctypes, os, subprocess, sys, time
+import ctypes, os, subprocess, sys
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-subprocess.run(sys.argv[2:], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
-def children():
-    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
-        for pid in file.read().split():
-            with open(f"/proc/{pid}/stat") as stat:
-                fields = stat.read().rpartition(")")[2].split()
-            with open(f"/proc/{pid}/cmdline") as line:
-                yield fields[0], line.read().split("\\0")[0]
-wanted = int(sys.argv[1])
-for _ in range(1000):
-    found = list(children())
-    if len(found) >= wanted:
-        break
-    time.sleep(0.01)
-time.sleep(0.2)
-print(sorted(state for state, _ in children() if state == "Z"))
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)
+print("started", flush=True)
+sys.stdin.read()
 """
+
+
+def children(parent: int) -> dict[int, str]:
+    """The states of the children of ``parent``, one letter each (proc(5))."""
+    found = {}
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            found[int(pid)] = stat.rpartition(")")[2].split()[0]
+    return found
 
 
 @pytest.mark.parametrize("zygote", [False, True])
 def test_56_a_daemon_that_is_process_1_gets_no_zombies(host: Host, zygote: bool) -> None:
     """It inherits what has lost its parent: our monitor and our zygote, which live."""
-    if not zygote:
-        for pid in host.zygotes():
-            os.kill(pid, signal.SIGKILL)
+    end_zygotes(host)
+    if zygote:
+        deleted(host.container(*SLEEP))
+        eventually(lambda: not host.monitors(), "the monitor has ended")
     bundle = host.bundles / "c56"
     bundle.mkdir()
     (bundle / "config.json").write_text("{}")
     arguments = ["-namespace", host.namespace, "-address", str(host.home / "grpc")]
     launcher = [str(scripts() / PROGRAM), *arguments, "-id", "c56", "start"]
-    done = subprocess.run(
-        [sys.executable, "-c", ORPHANS_PARENT, "1" if zygote else "2", *launcher],
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHANS_PARENT, *launcher],
         cwd=bundle,
         env=host.env,
-        capture_output=True,
-        text=True,
-        timeout=BOUND_S,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
-    address = (bundle / "address").read_text()
-    deleted(Container(host, "c56", address))
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"started\n"
+            eventually(lambda: not host.services(), "nothing is being done")
+            wanted = {*host.monitors(), *([] if zygote else host.zygotes())}
+            eventually(lambda: set(children(parent.pid)) >= wanted, "it has inherited both")
+            found = children(parent.pid)
+            assert set(found) == wanted
+            assert "Z" not in found.values()
+            address = (bundle / "address").read_text()
+            deleted(Container(host, "c56", address))
+        finally:
+            parent.communicate(timeout=BOUND_S)
+    end_zygotes(host)
 
 
 @pytest.mark.parametrize("zygote", [False, True])
 def test_57_folders_are_made_in_spite_of_the_umask(host: Host, zygote: bool) -> None:
-    if not zygote:
-        for pid in host.zygotes():
-            os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not host.zygotes(), "the zygote has ended")
     old = dict(host.env)
-    fresh = host.home / f"fresh-{zygote}"
-    host.env["PYSHIM_SOCKET_DIR"] = str(fresh / "deep/s")
+    fresh = host.home / "f"
+    host.env["PYSHIM_SOCKET_DIR"] = str(fresh / "d/s")
     if not zygote:
         host.env["PYSHIM_RUNTIME_DIR"] = str(fresh / "run")
     before = os.umask(0o777)
@@ -620,7 +648,7 @@ def test_57_folders_are_made_in_spite_of_the_umask(host: Host, zygote: bool) -> 
     finally:
         os.umask(before)
         host.env.update(old)
-    folder = fresh / "deep/s"
+    folder = fresh / "d/s"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.parent.stat().st_mode) & 0o100
     if not zygote:
@@ -630,6 +658,7 @@ def test_57_folders_are_made_in_spite_of_the_umask(host: Host, zygote: bool) -> 
     container.create()
     container.start()
     container.end()
+    end_zygotes(host)
     shutil.rmtree(fresh)
 
 
