@@ -242,7 +242,7 @@ def test_without_a_zygote(host: Host) -> None:
     nowhere = "/proc/nowhere"
     assert host.run("-info", PYSHIM_RUNTIME_DIR=nowhere).returncode == 0
     path = host.start(host.bundle("b"), PYSHIM_RUNTIME_DIR=nowhere)
-    assert len(host.monitors()) == 1
+    host.one_monitor()
     connect(path)
     assert not host.zygotes()
 
