@@ -81,6 +81,7 @@ class RelayFlag(IntFlag):
 
 SPAWN_DIE_WITH_MONITOR = 1
 RELAY_ENDED = 1
+RELAY_NOBODY_READS = 2
 
 _BODIES: dict[Type, struct.Struct] = {
     Type.HELLO: struct.Struct("<Ii"),

@@ -50,6 +50,7 @@ cdef enum:
     RELAY_OPEN_SOURCE = 2
     RELAY_OPEN_DESTINATION = 4
     RELAY_ENDED = 1
+    RELAY_NOBODY_READS = 2
     SPAWN_DIE_WITH_MONITOR = 1
     STOP_NOW = 0
     STOP_DRAIN = 1
@@ -93,6 +94,7 @@ cdef enum:
     FIRST_PAUSE_MS = 100
     LONGEST_PAUSE_MS = 30000
     DRAIN_MS = 2000
+    UNREAD_POLL_MS = 500
     SIGNAL_ANSWER_MS = 10000
     QUIT_MS = 3000  # longer than a drain that nobody reads
     NO_DESCRIPTORS_PAUSE_MS = 500
@@ -117,6 +119,7 @@ cdef enum:
     RELAY_READING = 1
     RELAY_BLOCKED = 2
     RELAY_OVER = 3
+    RELAY_UNREAD = 4  # the source has ended, and the fifo has bytes but no reader
 
 ctypedef struct Header:
     unsigned int length
@@ -188,6 +191,7 @@ ctypedef struct Relay:
     long long drain_left
     long long drain_until
     unsigned long long drain_moved  # `moved` when drain_until was set
+    long long look_again_at  # whether an unread fifo has a reader
     char* residue  # read from the source and not yet written; only when splice is refused
     size_t residue_at
     size_t residue_size
@@ -219,6 +223,7 @@ cdef unsigned int next_accepted_tag
 cdef Relay relays[RELAYS]
 cdef int relay_top
 cdef int draining_count
+cdef int unread_count
 cdef int always_ready_count
 cdef Piece pieces[PIECES]
 cdef int piece_count
@@ -352,6 +357,7 @@ cdef unsigned int kind_of(int fd) noexcept nogil
 cdef void set_nonblocking(int fd) noexcept nogil
 cdef void stop_relay(unsigned int id, unsigned int mode) noexcept nogil
 cdef void begin_draining(Relay* relay) noexcept nogil
+cdef bint keep_unread(Relay* relay) noexcept nogil
 cdef void read_source(Relay* relay) noexcept nogil
 cdef void wait_for_destination(Relay* relay) noexcept nogil
 cdef void close_source(Relay* relay) noexcept nogil

@@ -391,6 +391,10 @@ def time_to_wait():
         for at in range(relay_top):
             if relays[at].draining:
                 due = sooner(due, relays[at].drain_until)
+    if unread_count:
+        for at in range(relay_top):
+            if relays[at].state == RELAY_UNREAD:
+                due = sooner(due, relays[at].look_again_at)
     if due == 0:
         return -1
     left = due - now_ms()
@@ -412,6 +416,7 @@ def keep_deadlines():
         and quit_at == 0
         and accept_again_at == 0
         and draining_count == 0
+        and unread_count == 0
     ):
         return
     now = now_ms()
@@ -441,6 +446,13 @@ def keep_deadlines():
                 else:
                     relays[at].drain_moved = relays[at].moved
                     relays[at].drain_until = now + DRAIN_MS
+    if unread_count:
+        for at in range(relay_top):
+            if relays[at].state == RELAY_UNREAD and now >= relays[at].look_again_at:
+                if is_ready(relays[at].destination, 0):
+                    relays[at].look_again_at = now + UNREAD_POLL_MS
+                else:
+                    end_relay(relays + at, 0)
 
 
 def finish():
@@ -1268,7 +1280,7 @@ def begin_draining(relay):
     """What the source holds now is still moved; what comes later is not."""
     global draining_count
     waiting: cython.int = 0
-    if relay.destination < 0:
+    if relay.destination < 0 or relay.state == RELAY_UNREAD:
         end_relay(relay, relay.error)
         return
     if kind_of(relay.source) == S_IFCHR or ioctl(relay.source, FIONREAD, cython.address(waiting)):
@@ -1323,10 +1335,13 @@ def wait_for_destination(relay):
 def close_source(relay):
     """Lets go of the source."""
     global always_ready_count
+    if relay.source < 0:
+        return
     relay.source_interest = set_interest(
         relay.source, relay.source_interest, 0, ON_RELAY_SOURCE, relay - relays
     )
     close(relay.source)
+    relay.source = -1
     if relay.always_ready:
         relay.always_ready = False
         always_ready_count -= 1
@@ -1352,7 +1367,9 @@ def close_destination(relay):
 
 def end_relay(relay, error):
     """Closes both ends and leaves the record."""
-    global draining_count
+    global draining_count, unread_count
+    if relay.state == RELAY_UNREAD:
+        unread_count -= 1
     close_source(relay)
     close_destination(relay)
     if relay.draining:
@@ -1446,8 +1463,40 @@ def source_failed(relay, error):
     # EIO is how a terminal says that its last user has gone.
     if error == 0 or error == EIO:
         error = relay.error
+        if error == 0 and keep_unread(relay):
+            return False
     end_relay(relay, error)
     return False
+
+
+def keep_unread(relay):
+    """Keeps what a fifo holds that has no reader, for the next; true when it is such a one.
+
+    The kernel throws it away with the fifo's last opener.  That there is a reader is seen only
+    from the write end, and only while we are none.
+    """
+    global unread_count
+    writer: cython.int
+    waiting: cython.int = 0
+    if relay.destination < 0 or relay.draining or not relay.flags & RELAY_OPEN_DESTINATION:
+        return False
+    if ioctl(relay.destination, FIONREAD, cython.address(waiting)) != 0 or waiting == 0:
+        return False
+    writer = reopen(relay.destination, O_WRONLY)
+    if writer < 0:
+        return False
+    close_destination(relay)
+    if not is_ready(writer, 0):
+        close(writer)
+        return False
+    close_source(relay)
+    relay.destination = writer
+    relay.state = RELAY_UNREAD
+    relay.look_again_at = now_ms() + UNREAD_POLL_MS
+    relay.sent = 0
+    unread_count += 1
+    want(True)
+    return True
 
 
 def write_copied(relay, size):
@@ -2230,6 +2279,8 @@ def put_relays():
             continue
         body.id = relays[at].id
         body.flags = RELAY_ENDED if relays[at].state == RELAY_OVER else 0
+        if relays[at].state == RELAY_UNREAD:
+            body.flags = RELAY_NOBODY_READS
         body.error = relays[at].error
         body.moved = relays[at].moved
         if not put(

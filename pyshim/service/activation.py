@@ -125,7 +125,7 @@ class Activation:
             for container in self.store.containers():
                 exits.settle(self.task, container)
             self._forget_strays()
-        elif message.type is Type.RELAY_STATUS:
+        elif message.type is Type.RELAY_STATUS and message.fields[1] & channel.RELAY_ENDED:
             self._relay_ended(message.fields[0])
 
     def _relay_ended(self, relay: int) -> None:

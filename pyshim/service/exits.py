@@ -107,15 +107,20 @@ async def drained(task: Task, process: state_pb2.Process) -> None:
     """Waits, within a bound, until the process's output has been passed on.
 
     What a slow reader has not taken by then the monitor still passes on, while it takes something.
+    For a reader that has gone nobody waits.
     """
     if process.failed:
         return
     store = task.store
     relays = set(process.relays)
-    if await store.until(lambda: relays <= store.ended_relays, OPEN_TIMEOUT_S):
+
+    def over() -> bool:
+        return relays <= store.ended_relays | store.unread_relays
+
+    if await store.until(over, OPEN_TIMEOUT_S):
         return
     store.link.send([m for r in relays - store.ended_relays for m in store.stop_relay(r)])
-    await store.until(lambda: relays <= store.ended_relays, DRAIN_TIMEOUT_S)
+    await store.until(over, DRAIN_TIMEOUT_S)
 
 
 def release(store: Store, process: state_pb2.Process) -> list[Message]:

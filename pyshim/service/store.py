@@ -44,6 +44,7 @@ class Store:
         self.records: dict[int, Record] = {}
         self.commands: dict[int, int] = {}
         self.ended_relays: set[int] = set()
+        self.unread_relays: set[int] = set()
         self.released_relays: set[int] = set()
         self.changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
@@ -74,8 +75,12 @@ class Store:
             self.records[record.pid] = record
             if message.fields[1] & RecordFlag.SPAWNED:
                 self.commands[record.token] = record.pid
-        elif message.type is Type.RELAY_STATUS and message.fields[1] & channel.RELAY_ENDED:
-            self.ended_relays.add(message.fields[0])
+        elif message.type is Type.RELAY_STATUS:
+            relay, flags = message.fields[:2]
+            if flags & channel.RELAY_ENDED:
+                self.ended_relays.add(relay)
+            elif flags & channel.RELAY_NOBODY_READS:
+                self.unread_relays.add(relay)
         self.notify()
 
     def notify(self) -> None:

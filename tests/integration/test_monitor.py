@@ -530,6 +530,43 @@ def test_a_fifo_is_kept_as_soon_as_it_has_a_reader(monitor: Monitor, tmp_path: P
     os.close(reader)
 
 
+@pytest.mark.parametrize("reader", ["comes", "stays away"])
+def test_what_nobody_has_read_is_kept_for_the_next(
+    monitor: Monitor, tmp_path: Path, reader: str
+) -> None:
+    service = monitor.service()
+    source, feed = os.pipe()
+    handle = fifo(tmp_path / "fifo")
+    service.send(Message(Type.RELAY, (1, 4), (source, handle)))
+    os.write(feed, b"the last words")
+    os.close(feed)
+    status = service.wait(Type.RELAY_STATUS, lambda m: m.fields[0] == 1)
+    assert status.fields == (1, 2, 0, 0, 14)
+    if reader == "comes":
+        end = os.open(tmp_path / "fifo", os.O_RDONLY)
+        assert os.read(end, 100) == b"the last words"
+        assert os.read(end, 100) == b""
+        os.close(end)
+    else:
+        service.send(Message(Type.RELAY_STOP, (1, 1)))
+    assert service.relay_end(1).fields == (1, 1, 0, 0, 14)
+
+
+def test_a_reader_that_is_there_gets_its_end_at_once(monitor: Monitor, tmp_path: Path) -> None:
+    service = monitor.service()
+    source, feed = os.pipe()
+    handle = fifo(tmp_path / "fifo")
+    end = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    service.send(Message(Type.RELAY, (1, 4), (source, handle)))
+    os.write(feed, b"the last words")
+    os.close(feed)
+    status = service.wait(Type.RELAY_STATUS, lambda m: m.fields[0] == 1)
+    assert status.fields == (1, 1, 0, 0, 14)
+    assert os.read(end, 100) == b"the last words"
+    assert os.read(end, 100) == b""
+    os.close(end)
+
+
 def test_a_stdin_fifo_is_opened_and_kept_by_the_monitor(monitor: Monitor, tmp_path: Path) -> None:
     service = monitor.service()
     path = tmp_path / "in"
