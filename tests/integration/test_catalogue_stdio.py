@@ -131,6 +131,25 @@ def test_24_output_waits_for_a_reader_that_comes_back(host: Host, tmp_path: Path
     assert found + last.all() == numbers(300_000)
 
 
+@pytest.mark.parametrize("reader", ["comes back", "stays away"])
+def test_24_last_words_wait_for_a_reader(host: Host, tmp_path: Path, reader: str) -> None:
+    """The container ends while nobody reads; until Delete somebody may."""
+    path = tmp_path / "fifo"
+    first = Reader(path, stop_after=6)
+    script = "echo first; read line; seq 1 5000"
+    stdin = fifo(tmp_path / "in")
+    container = host.started("/bin/sh", "-c", script, stdin=stdin, stdout=path)
+    assert first.all() == b"first\n"
+    with stdin.open("wb") as writer:
+        writer.write(b"go on\n")
+    assert container.wait().exit_status == 0
+    eventually(lambda: not host.services(), "the service has parked")
+    if reader == "comes back":
+        assert Reader(path).all() == numbers(5000)
+    container.delete(timeout_s=CRI_TIMEOUT_S)
+    container.leave()
+
+
 @pytest.fixture
 def small_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 64 KiB."""
@@ -207,7 +226,7 @@ def test_28_a_create_that_fails_leaves_nothing(host: Host, tmp_path: Path) -> No
     main = host.started(*SLEEP, pod="28")
     before = host.holdings()
     runtime = fake_runtime(tmp_path, before_create="exit 3")
-    for number in range(250):
+    for number in range(150):
         readers = [Reader(tmp_path / f"{name}{number}") for name in ("out", "err")]
         container = host.container("/no/such/program", pod="28")
         with pytest.raises(StatusError, match="OCI runtime create failed"):
@@ -325,7 +344,7 @@ def test_31_a_reader_that_comes_late(host: Host, tmp_path: Path) -> None:
 def test_32_the_end_of_stdin_leaves_nothing(host: Host, tmp_path: Path) -> None:
     container = host.started(*SLEEP)
     before = host.holdings()
-    for number in range(100):
+    for number in range(60):
         stdin = fifo(tmp_path / f"in{number}")
         reader = Reader(tmp_path / f"out{number}")
         container.exec("e", "/bin/cat", stdin=stdin, stdout=reader.path)
