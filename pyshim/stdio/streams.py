@@ -116,11 +116,13 @@ async def _open_all(
 
 
 def connect(store: Store, call: state_pb2.Call, process: state_pb2.Process) -> None:
-    """Begins to relay the output of a process that the runtime has made.
+    """Begins to relay the output of a process that the runtime has made; not a terminal's.
 
     Commits the state.  Raises OSError.
     """
-    if not process.outputs and not call.holding:
+    # What is held for a terminal was so by a service that was killed in ``terminal.connect``: let
+    # go here, its reader would see the end.
+    if process.terminal or (not process.outputs and not call.holding):
         return
     streams = Streams()
     relays = []

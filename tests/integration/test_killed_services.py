@@ -49,7 +49,7 @@ def killing_services(host: Host, seed: int) -> Iterator[list[int]]:
 
 
 def life(host: Host, folder: Path, number: int) -> str:
-    """A container's life with an exec and all three streams; its name."""
+    """A container's life with execs, one in a terminal, and streams; its name."""
     output, answer = Reader(folder / f"out{number}"), Reader(folder / f"exec{number}")
     stdin = fifo(folder / f"in{number}")
     pod = "killed" if number % 2 else ""
@@ -59,6 +59,9 @@ def life(host: Host, folder: Path, number: int) -> str:
     script = f"echo exec {number}; exit {number}"
     assert container.run("e", "/bin/sh", "-c", script, stdout=answer.path) == number
     assert answer.all().decode() == f"exec {number}\n"
+    screen = Reader(folder / f"screen{number}")
+    assert container.run("t", "/bin/seq", "1", "2000", stdout=screen.path, terminal=True) == 0
+    assert screen.all().decode() == "".join(f"{n}\r\n" for n in range(1, 2001))
     with stdin.open("wb") as writer:
         writer.write(LINES)
     container.call("CloseIO", task_pb2.CloseIORequest(id=container.name, stdin=True), Empty)
@@ -78,9 +81,9 @@ def test_nothing_is_lost_and_nothing_told_twice(host: Host, tmp_path: Path) -> N
         host.events.await_topic(name, "delete")
         topics = host.events.topics(name)
         assert topics == [
-            *("create", "start", "exec-added", "exec-started", "exit", "exit", "delete")
+            *("create", "start", *("exec-added", "exec-started", "exit") * 2, "exit", "delete")
         ]
-        assert host.events.exits(name)[1] == (name, 3)
+        assert host.events.exits(name)[-1] == (name, 3)
     eventually(lambda: host.holdings() == before, "nothing is left")
     main.end()
 
