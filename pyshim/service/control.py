@@ -27,6 +27,11 @@ GONE_TEXTS = (
 
 async def kill(task: Task, call: state_pb2.Call) -> None:
     """The call Kill: one process, or with ``all`` every process of the container."""
+    if call.signalled:
+        # By a service that did not live to hear of it.  Once is enough, and who has died of it is
+        # no error.
+        task.server.answer(call, b"")
+        return
     request = task_pb2.KillRequest.FromString(call.payload)
     container = task.container(request.id)
     process = task.process(request.id, request.exec_id)
@@ -38,6 +43,7 @@ async def kill(task: Task, call: state_pb2.Call) -> None:
         argv = command.kill(container, request.signal, everyone=everyone)
         await _run(task, call, container, argv, "kill")
     else:
+        call.signalled = True
         await commands.kill(task.store, process.pid, request.signal)
     task.server.answer(call, b"")
 

@@ -17,7 +17,7 @@ from pyshim.api import task_pb2
 
 from .conftest import BOUND_S, eventually
 from .fifos import Reader, fifo
-from .shim import Host, host, module_host
+from .shim import KILLED, Host, host, module_host
 
 __all__ = ["host", "module_host"]
 
@@ -62,6 +62,10 @@ def life(host: Host, folder: Path, number: int) -> str:
     screen = Reader(folder / f"screen{number}")
     assert container.run("t", "/bin/seq", "1", "2000", stdout=screen.path, terminal=True) == 0
     assert screen.all().decode() == "".join(f"{n}\r\n" for n in range(1, 2001))
+    container.exec("k", *SLEEP)
+    container.start("k")
+    container.kill(exec_id="k")
+    assert container.wait("k").exit_status == KILLED
     with stdin.open("wb") as writer:
         writer.write(LINES)
     container.call("CloseIO", task_pb2.CloseIORequest(id=container.name, stdin=True), Empty)
@@ -81,7 +85,7 @@ def test_nothing_is_lost_and_nothing_told_twice(host: Host, tmp_path: Path) -> N
         host.events.await_topic(name, "delete")
         topics = host.events.topics(name)
         assert topics == [
-            *("create", "start", *("exec-added", "exec-started", "exit") * 2, "exit", "delete")
+            *("create", "start", *("exec-added", "exec-started", "exit") * 3, "exit", "delete")
         ]
         assert host.events.exits(name)[-1] == (name, 3)
     eventually(lambda: host.holdings() == before, "nothing is left")
