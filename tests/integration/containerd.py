@@ -177,7 +177,7 @@ class Containerd:
         """The pids of zygotes: those that are in a session of their own."""
         found = processes_of(self.runtime_dir)
         mine = [pid for pid, line in found.items() if "pyshim.zygote" in line]
-        return [pid for pid in mine if _parent(pid) not in mine]
+        return [pid for pid in mine if parent_of(pid) not in mine]
 
     def stop(self) -> None:
         """Ends everything that was started here, by pid, and removes what lies elsewhere."""
@@ -219,7 +219,8 @@ class Containerd:
         return not found
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 when it has gone."""
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0

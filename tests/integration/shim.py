@@ -29,6 +29,7 @@ from tests.integration.containerd import (
     RUNC_ROOT,
     eventually,
     mounts_below,
+    parent_of,
     processes_of,
     scripts,
 )
@@ -149,7 +150,7 @@ class Host:
     def services(self) -> list[int]:
         """The pids of active services: what a zygote forked."""
         zygotes = self.zygotes()
-        return [pid for pid in zygotes if _parent(pid) in zygotes]
+        return [pid for pid in zygotes if parent_of(pid) in zygotes]
 
     def kill_services(self) -> None:
         """SIGKILL to every active service."""
@@ -192,10 +193,16 @@ class Host:
     def end(self) -> None:
         """Ends everything that was started here, by pid, and removes what lies elsewhere."""
         self._end_all()
-        for folder in [RUNC_ROOT / self.namespace, *self._groups()]:
+        self.events.close()
+        eventually(self._removed, "the folders that are named after us have gone", END_BOUND_S)
+
+    def _removed(self) -> bool:
+        """A group may be busy for a moment after its last process."""
+        folders = [p for p in (RUNC_ROOT / self.namespace, *self._groups()) if p.exists()]
+        for folder in folders:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        self.events.close()
+        return not folders
 
     def _end_all(self) -> None:
         eventually(self._killed_all, "all processes have ended")
@@ -370,12 +377,6 @@ def descriptors(pid: int) -> list[str]:
         with contextlib.suppress(OSError):
             found.append(os.readlink(link).partition(":[")[0])
     return sorted(found)
-
-
-def _parent(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
 
 
 @pytest.fixture(scope="module")
