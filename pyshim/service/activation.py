@@ -76,7 +76,8 @@ class Activation:
             "callback failed", id=self.store.state.id, error=context.get("exception")
         )
         if isinstance(context.get("exception"), (OSError, channel.ChannelError)):
-            self.ended.set()
+            # At once: what another callback committed now would be half of a transaction.
+            os._exit(1)
 
     # -- what comes from the monitor -----------------------------------------------------------
 

@@ -51,7 +51,7 @@ def check(task: Task, name: str) -> None:
     if container is None or fd is None:
         return
     groups = dict(container.cgroups)
-    readable = bool(select.select([fd], [], [], 0)[0])
+    readable = _is_readable(fd)
     if not readable and locate.UNIFIED not in groups:
         return
     count = oom.kills(groups, container.oom_kills)
@@ -75,6 +75,13 @@ def _leave_mark(container: state_pb2.Container) -> None:
     path = os.path.join(container.bundle, MARK)
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+
+
+def _is_readable(fd: int) -> bool:
+    """By poll(2): select(2) takes no descriptor above 1023."""
+    news = select.poll()
+    news.register(fd, select.POLLIN)
+    return bool(news.poll(0))
 
 
 def ignore(task: Task, container: state_pb2.Container) -> list[Message]:
