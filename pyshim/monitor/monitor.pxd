@@ -98,6 +98,7 @@ cdef enum:
     SIGNAL_ANSWER_MS = 10000
     QUIT_MS = 3000  # longer than a drain that nobody reads
     NO_DESCRIPTORS_PAUSE_MS = 500
+    SPARE_DESCRIPTORS = 128
 
 # What an event of epoll belongs to; the low half of its data is an index into a table.
 cdef enum:
@@ -297,6 +298,7 @@ cdef void read_command_line(int argc, char** argv) noexcept nogil
 cdef void refuse(const char* problem, const char* subject) noexcept nogil
 cdef void set_up() noexcept nogil
 cdef void raise_limit() noexcept nogil
+cdef void spare_descriptors(int count) noexcept nogil
 cdef void close_strangers() noexcept nogil
 cdef int move_up(int fd) noexcept nogil
 cdef void loop() noexcept nogil
@@ -337,6 +339,7 @@ cdef void watch_held(Held* held) noexcept nogil
 cdef void watch_all() noexcept nogil
 cdef void held_event(Held* held, unsigned int events) noexcept nogil
 cdef void accept_connections(Held* listener) noexcept nogil
+cdef void accept_waiting(Held* listener) noexcept nogil
 cdef void hold_accepted(Held* listener, int fd) noexcept nogil
 cdef void send_piece(unsigned int tag, const char* data, size_t size, int fd) noexcept nogil
 cdef int new_piece(const char* data, size_t size, int fd) noexcept nogil

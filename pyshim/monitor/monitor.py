@@ -298,10 +298,16 @@ def close_strangers():
 
 def raise_limit():
     """Connections and relays need descriptors; children get the limit that we found."""
-    limit: rlimit
     getrlimit(RLIMIT_NOFILE, cython.address(limit_at_start))
-    limit = limit_at_start
+    spare_descriptors(0)
+
+
+def spare_descriptors(count):
+    """Allows ourselves all descriptors but ``count``, where there are many more than that."""
+    limit: rlimit = limit_at_start
     limit.rlim_cur = limit.rlim_max
+    if limit.rlim_max > 2 * count:
+        limit.rlim_cur -= count
     setrlimit(RLIMIT_NOFILE, cython.address(limit))
 
 
@@ -965,7 +971,18 @@ def held_event(held, events):
 
 
 def accept_connections(listener):
-    """Takes what waits at a listening socket."""
+    """Takes what waits at a listening socket, and leaves some descriptors.
+
+    We need them for what the connections ask for, and each service, which gets all that is held,
+    for its own files.
+    """
+    spare_descriptors(SPARE_DESCRIPTORS)
+    accept_waiting(listener)
+    spare_descriptors(0)
+
+
+def accept_waiting(listener):
+    """Takes what waits, as long as there are descriptors."""
     global accept_again_at
     fd: cython.int
     round: cython.int
