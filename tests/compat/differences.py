@@ -1,0 +1,137 @@
+"""Where the two shims differ on purpose; ``docs/compatibility.md`` gives the reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from tests.compat.scenario import Difference, Wording
+
+NEVER = r"(?!)"
+RUNC_FAILED = "runc did not terminate successfully: exit status 1: "
+NOT_JSON = r"(unexpected end of JSON input|json: .*|invalid character .*)"
+
+DIFFERENCES: tuple[Difference, ...] = (
+    Difference("version-text", "version-flag", ("labels",)),
+    Difference("says-what-to-do", "start-without-a-namespace", ("text",)),
+    Difference("no-socket-left", "shim-killed-while-containerd-is-away", ("left",), ("1.6",)),
+    Difference("resize-of-the-ended", "exec-states", ("resize late",)),
+    Difference("no-crash", "failed-exec-is-started-again", ("again", "delete", "left"), ("1.6",)),
+    Difference("no-crash", "update-with-nothing", ("update", "state", "left")),
+    Difference("delete-forgets", "delete-action-in-a-pod", ("first", "delete")),
+    Difference("exec-spec-in-bundle", "bundle-files", ("running",)),
+    Difference("stats-of-the-ended", "calls-when-stopped", ("Stats",)),
+    Difference("wait-deadline", "wait-with-a-deadline", ("code",)),
+    Difference("stdout-alone", "stdout-alone", ("create", "status", "out")),
+    Difference(
+        "terminal-to-a-file", "terminal-logs-to-a-file", ("create", "status", "delete", "out")
+    ),
+)
+
+WORDINGS: tuple[Wording, ...] = (
+    Wording(
+        "names-what-is-missing",
+        r"NOT_FOUND: container '[^']*': container not created",
+        r"NOT_FOUND: container not created: not found",
+    ),
+    Wording(
+        "names-what-is-missing",
+        r"NOT_FOUND: process '[^']*' of '[^']*' does not exist",
+        r"(NOT_FOUND|UNKNOWN): process does not exist [^:]*: not found",
+    ),
+    Wording(
+        "names-what-is-missing",
+        r"process '[^']*' of '[^']*' does not exist: not found",
+        r"process does not exist [^:]*: not found",
+    ),
+    Wording(
+        "plain-words",
+        r"NOT_FOUND: process already finished",
+        r"NOT_FOUND: process already finished: not found",
+    ),
+    Wording("plain-words", r"process not started", r"process not created: failed precondition"),
+    Wording(
+        "plain-words",
+        r"signal \d+: Invalid argument",
+        rf"unknown error after kill: {RUNC_FAILED}unable to signal init: invalid argument",
+    ),
+    Wording("plain-words", NEVER, rf"{RUNC_FAILED}(?=unable to set)", ""),
+    Wording("plain-words", NEVER, "failed to create init process I/O: ", ""),
+    Wording(
+        "plain-words",
+        r"Create: \[Errno 2\] mount bind /no/such/source: No such file or directory: '[^']*'",
+        r"failed to mount rootfs component &?\{.*\}: no such file or directory",
+    ),
+    Wording(
+        "plain-words",
+        r"cannot run the OCI runtime: No such file or directory; is it on PATH\?",
+        r"OCI runtime create failed: .*: executable file not found in \$PATH",
+    ),
+    Wording(
+        "plain-words",
+        r"cannot start the logging binary (\S+): No such file or directory",
+        r"(?s)1 error occurred:\s+\* failed to start binary process: .*no such file or directory",
+    ),
+    Wording(
+        "plain-words",
+        r"Create: \[Errno 2\] No such file or directory: '/no/such/fifo'",
+        r"failed to start io pipe copy: .*: open /no/such/fifo: no such file or directory",
+    ),
+    Wording(
+        "already-exists",
+        r"ALREADY_EXISTS: container '[^']*' already exists",
+        r"UNKNOWN: OCI runtime create failed: .*container with given ID already exists",
+    ),
+    Wording(
+        "invalid-argument",
+        r"INVALID_ARGUMENT: exec \w+: the process spec is not JSON: .*",
+        rf"UNKNOWN: {NOT_JSON}",
+    ),
+    Wording(
+        "invalid-argument",
+        r"INVALID_ARGUMENT: \S+/config.json: .*",
+        r"(NOT_FOUND: open \S+/options.json: .*|UNKNOWN: OCI runtime create failed: runc create "
+        r"failed: (JSON specification file config.json not found|unexpected EOF))",
+    ),
+    Wording("plain-words", r"UNKNOWN: (unexpected )?EOF|UNKNOWN: json: .*", rf"UNKNOWN: {NOT_JSON}"),
+)
+
+
+def fields(name: str, series: str) -> dict[str, str]:
+    """The fields of a scenario's observation that differ on a generation, with the keys."""
+    return {
+        field: difference.key
+        for difference in DIFFERENCES
+        if difference.scenario == name and series in difference.series
+        for field in difference.fields
+    }
+
+
+def wordings(ours: Any, theirs: Any) -> set[str] | None:
+    """The keys of the wordings in which two values differ; None when they differ otherwise."""
+    used: set[str] = set()
+    if _reworded(ours, 0, used) != _reworded(theirs, 1, used):
+        return None
+    return used
+
+
+def _reworded(value: Any, side: int, used: set[str]) -> Any:
+    """``value`` with the wordings of a side replaced by what is the same for both."""
+    if isinstance(value, str):
+        for wording in WORDINGS:
+            pattern = (wording.ours, wording.theirs)[side]
+            value, times = re.subn(pattern, wording.same, value)
+            used |= {wording.key} if times else set()
+        return value
+    if isinstance(value, dict):
+        return {key: _reworded(inner, side, used) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_reworded(inner, side, used) for inner in value]
+    return value
+
+
+def keys() -> set[str]:
+    """All keys, which the document has to have."""
+    both: Iterable[Difference | Wording] = (*DIFFERENCES, *WORDINGS)
+    return {difference.key for difference in both}

@@ -1,0 +1,127 @@
+"""Each scenario with our shim and with the Go shim of the same daemon: what a user sees is equal.
+
+Where it is not, ``differences.py`` lists it and ``docs/compatibility.md`` says why.  By default
+all scenarios run on the installed containerd, and a few on each other daemon; with PYSHIM_COMPAT=all
+(`make compat`) all run on all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tests.compat.scenarios  # noqa: F401  they list themselves
+from tests.compat.conftest import Table
+from tests.compat.differences import DIFFERENCES, WORDINGS, fields, keys, wordings
+from tests.compat.generations import INSTALLED, SUITES, Generation, make
+from tests.compat.host import GO, OURS
+from tests.compat.peers import Unreachable
+from tests.compat.scenario import ALL, CONTAINERD, DOCKER, Observation, Scenario, differing
+
+EVERYTHING = os.environ.get("PYSHIM_COMPAT") == "all"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/compatibility.md"
+CASES = [
+    pytest.param((daemon, suite), one, id=f"{daemon}-{suite}-{one.name}")
+    for daemon, suites in SUITES.items()
+    for suite in suites
+    for one in ALL.values()
+    if one.daemon == daemon
+    and (EVERYTHING or one.smoke or (daemon, suite) == (CONTAINERD, INSTALLED))
+]
+
+
+@pytest.fixture(scope="module")
+def generation(
+    request: pytest.FixtureRequest,
+    rootfs: Path,
+    table: Table,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Generation]:
+    """A started daemon; nothing of it is left afterwards."""
+    daemon, suite = request.param
+    try:
+        made = make(daemon, suite)
+    except Unreachable as error:
+        table.missing(daemon, suite, str(error))
+        pytest.skip(f"NOT TESTED: {daemon} of {suite}: {error}")
+    try:
+        made.start(tmp_path_factory.mktemp("k"), rootfs)
+        yield made
+    finally:
+        made.stop()
+
+
+def observed(host: Any, scenario: Scenario) -> Observation:
+    """What a scenario gives, and what it leaves."""
+    try:
+        found = dict(scenario.act(host))
+    except AssertionError as error:
+        found = {"failed": host.normal(str(error))}
+    finally:
+        host.clean()
+    found["left"] = host.left()
+    return found
+
+
+def both(generation: Generation, scenario: Scenario) -> tuple[Observation, Observation]:
+    """Our shim's observation and the Go shim's; side by side unless the scenario is alone."""
+    hosts = [generation.host(shim) for shim in (OURS, GO)]
+    with ThreadPoolExecutor(1 if scenario.alone else 2) as pool:
+        ours, theirs = pool.map(lambda host: observed(host, scenario), hosts)
+    return ours, theirs
+
+
+def told(unexplained: dict[str, tuple[Any, Any]]) -> str:
+    """What differs, to be read."""
+    pairs = unexplained.items()
+    return "".join(f"\n{name}\n  ours: {ours}\n  Go's: {go}" for name, (ours, go) in pairs)
+
+
+@pytest.mark.parametrize(("generation", "scenario"), CASES, indirect=["generation"])
+def test_same(generation: Generation, scenario: Scenario, table: Table) -> None:
+    assert shutil.which("runc"), "runc is missing; `make test` installs it"
+    column = f"{scenario.daemon} {generation.version}"
+    with table.cell(scenario.name, column) as cell:
+        ours, theirs = both(generation, scenario)
+        explained = fields(scenario.name, generation.series)
+        differs = differing(ours, theirs)
+        unexplained: dict[str, tuple[Any, Any]] = {}
+        for name, pair in differs.items():
+            keys = {explained[name]} if name in explained else wordings(*pair)
+            cell.keys |= keys or set()
+            if not keys:
+                unexplained[name] = pair
+        table.wordings |= cell.keys
+        assert not unexplained, told(unexplained)
+        assert set(explained) <= set(differs), "explained, but no longer a difference"
+        assert "failed" not in ours, ours
+        assert {name: ours.get(name) for name in scenario.expected} == dict(scenario.expected)
+        assert "left" in explained or not any(ours["left"].values()), ours["left"]
+
+
+def test_enough_scenarios() -> None:
+    by_daemon = [one.daemon for one in ALL.values()]
+    assert by_daemon.count(CONTAINERD) >= 60
+    assert by_daemon.count(DOCKER) >= 20
+    assert {one.daemon for one in ALL.values() if one.smoke} == {CONTAINERD, DOCKER}
+
+
+def test_each_difference_is_explained() -> None:
+    """In the document's table, whose rows begin with the key in backquotes."""
+    documented = re.findall(r"^\| `([a-z-]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(keys())
+    for difference in DIFFERENCES:
+        assert difference.scenario in ALL, difference
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="only a run of all scenarios meets them all")
+def test_each_wording_is_still_met(table: Table) -> None:
+    if not table.not_tested:
+        assert {wording.key for wording in WORDINGS} <= table.wordings
