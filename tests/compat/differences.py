@@ -47,8 +47,8 @@ WORDINGS: tuple[Wording, ...] = (
     ),
     Wording(
         "plain-words",
-        r"NOT_FOUND: process already finished",
-        r"NOT_FOUND: process already finished: not found",
+        r"process already finished(?!: not found)",
+        r"process already finished: not found",
     ),
     Wording("plain-words", r"process not started", r"process not created: failed precondition"),
     Wording(
@@ -66,7 +66,7 @@ WORDINGS: tuple[Wording, ...] = (
     Wording(
         "plain-words",
         r"cannot run the OCI runtime: No such file or directory; is it on PATH\?",
-        r"OCI runtime create failed: .*: executable file not found in \$PATH",
+        r"OCI runtime create failed: unable to retrieve .*: executable file not found in \$PATH",
     ),
     Wording(
         "plain-words",

@@ -27,35 +27,62 @@ from tests.compat.scenario import ALL, CONTAINERD, DOCKER, Observation, Scenario
 
 EVERYTHING = os.environ.get("PYSHIM_COMPAT") == "all"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/compatibility.md"
+GENERATIONS = [(daemon, suite) for daemon, suites in SUITES.items() for suite in suites]
 CASES = [
-    pytest.param((daemon, suite), one, id=f"{daemon}-{suite}-{one.name}")
-    for daemon, suites in SUITES.items()
-    for suite in suites
+    pytest.param(pair, one, id=f"{pair[0]}-{pair[1]}-{one.name}")
+    for pair in GENERATIONS
     for one in ALL.values()
-    if one.daemon == daemon
-    and (EVERYTHING or one.smoke or (daemon, suite) == (CONTAINERD, INSTALLED))
+    if one.daemon == pair[0] and (EVERYTHING or one.smoke or pair == (CONTAINERD, INSTALLED))
 ]
 
 
+class Running:
+    """The generation that runs now; the cases come generation by generation."""
+
+    def __init__(self, rootfs: Path, table: Table, homes: pytest.TempPathFactory) -> None:
+        self._rootfs = rootfs
+        self._table = table
+        self._homes = homes
+        self._pair = ("", "")
+        self._made: Generation | None = None
+
+    def of(self, pair: tuple[str, str]) -> Generation:
+        """The generation ``pair``, started; another is stopped before."""
+        if pair != self._pair or self._made is None:
+            self.stop()
+            self._pair = pair
+            self._start(*pair)
+        assert self._made is not None
+        return self._made
+
+    def _start(self, daemon: str, suite: str) -> None:
+        try:
+            made = make(daemon, suite)
+        except Unreachable as error:
+            self._table.missing(daemon, suite, str(error))
+            pytest.skip(f"NOT TESTED: {daemon} of {suite}: {error}")
+        try:
+            made.start(self._homes.mktemp("k"), self._rootfs)
+        except BaseException:
+            made.stop()
+            raise
+        self._made = made
+
+    def stop(self) -> None:
+        """Ends what runs; fails if anything of it stays."""
+        made, self._made = self._made, None
+        if made is not None:
+            made.stop()
+
+
 @pytest.fixture(scope="module")
-def generation(
-    request: pytest.FixtureRequest,
-    rootfs: Path,
-    table: Table,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Generation]:
-    """A started daemon; nothing of it is left afterwards."""
-    daemon, suite = request.param
-    try:
-        made = make(daemon, suite)
-    except Unreachable as error:
-        table.missing(daemon, suite, str(error))
-        pytest.skip(f"NOT TESTED: {daemon} of {suite}: {error}")
-    try:
-        made.start(tmp_path_factory.mktemp("k"), rootfs)
-        yield made
-    finally:
-        made.stop()
+def running(
+    rootfs: Path, table: Table, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """The daemons, one generation after the other."""
+    made = Running(rootfs, table, tmp_path_factory)
+    yield made
+    made.stop()
 
 
 def observed(host: Any, scenario: Scenario) -> Observation:
@@ -84,8 +111,11 @@ def told(unexplained: dict[str, tuple[Any, Any]]) -> str:
     return "".join(f"\n{name}\n  ours: {ours}\n  Go's: {go}" for name, (ours, go) in pairs)
 
 
-@pytest.mark.parametrize(("generation", "scenario"), CASES, indirect=["generation"])
-def test_same(generation: Generation, scenario: Scenario, table: Table) -> None:
+@pytest.mark.parametrize(("pair", "scenario"), CASES)
+def test_same(
+    running: Running, pair: tuple[str, str], scenario: Scenario, table: Table
+) -> None:
+    generation = running.of(pair)
     assert shutil.which("runc"), "runc is missing; `make test` installs it"
     column = f"{scenario.daemon} {generation.version}"
     with table.cell(scenario.name, column) as cell:

@@ -67,13 +67,13 @@ def start_prints(host: Host) -> Observation:
     }
 
 
-@scenario(failed=True)
+@scenario(refused=True)
 def start_without_a_namespace(host: Host) -> Observation:
     raw = host.raw()
     raw.write_spec()
     said = raw.execute("-id", raw.name, "start")
     text = host.normal((said.stdout + said.stderr).decode())
-    return {"failed": said.returncode != 0} | {"code": said.returncode, "text": text}
+    return {"refused": said.returncode != 0} | {"code": said.returncode, "text": text}
 
 
 @scenario()

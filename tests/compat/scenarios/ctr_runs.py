@@ -150,9 +150,9 @@ def run_log_file(host: Host) -> Observation:
     flags = ("--detach", "--log-uri", f"file://{log}")
     said = host.run(*script("echo logged; echo also >&2"), flags=flags)
     host.await_status("STOPPED")
+    deleted = host.ctr("task", "delete", NAME)  # which waits for the output
     text = log.read_text()
     log.unlink()
-    deleted = host.ctr("task", "delete", NAME)
     mode = oct(log.parent.stat().st_mode & 0o777)
     return {"detached": said["code"], "out": sorted(text.split()), "deleted": deleted["code"], "mode": mode}
 

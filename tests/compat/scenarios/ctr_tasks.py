@@ -136,16 +136,8 @@ def metrics_of_a_task(host: Host) -> Observation:
     host.started()
     said = host.view.ctr("task", "metrics", "--format", "json", NAME)
     found = json.loads(said.stdout)
-    return {"pids": found["pids"]["current"], "shape": _shape(found)}
-
-
-def _shape(value: object) -> object:
-    """What keys are there, and which counters of those that no container lacks are not zero."""
-    if isinstance(value, dict):
-        return {key: _shape(inner) for key, inner in sorted(value.items()) if inner is not None}
-    if isinstance(value, list):
-        return [_shape(value[0])] if value else []
-    return type(value).__name__
+    limits = {kind: found["memory"][kind].get("limit") for kind in ("usage", "swap", "kernel")}
+    return {"pids": found["pids"]["current"], "kinds": sorted(found), "limits": limits}
 
 
 @scenario(

@@ -267,7 +267,7 @@ def terminal_logs_to_a_file(host: Host) -> Observation:
         rpc.ask("Start", id=raw.name)
         found["status"] = rpc.wait(raw.name)
         found["delete"] = rpc.tried("Delete", id=raw.name)
-    return {**found, "out": log.read_text() if log.exists() else ""}
+    return {**found, "out": log.read_bytes().decode() if log.exists() else ""}
 
 
 @scenario(out="exec /dev/pts/0\r\n")
