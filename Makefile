@@ -8,7 +8,7 @@ SOURCES := pyproject.toml hatch_build.py $(shell find native pyinit pyshim portp
 # Some ways to become root leave these out, and Debian has runc there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: demo test lint wheels bench setup clean
+.PHONY: demo test compat lint wheels bench setup clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ lint: setup
 test: lint $(VENV)/.test-packages
 	$(BIN)/python hatch_build.py --arch aarch64 --out build/aarch64 pyinit
 	$(BIN)/python -m pytest
+
+# All scenarios on all daemons; the newer ones are fetched once, into $$PYSHIM_PEERS or ~/.cache.
+compat: setup $(VENV)/.test-packages
+	PYSHIM_COMPAT=all $(BIN)/python -m pytest tests/compat
 
 wheels: setup
 	for arch in x86_64 aarch64; do \

@@ -134,10 +134,11 @@ class DockerHost:
             return {}
         containerd = self.daemon.containerd
         eventually(lambda: not containerd.monitors(), "the monitors have ended", 10)
-        return {
+        found = {
             "sockets": [p.name for p in containerd.sockets.glob("*") if p.is_socket()],
             "mounts": [] if self.flags else mounts_below(containerd.home / "state"),
         }
+        return {kind: names for kind, names in found.items() if names}
 
     def _containers(self) -> list[str]:
         done = self.daemon.docker("ps", "--all", "--quiet", "--filter", f"name={self.prefix}-")

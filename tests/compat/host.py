@@ -258,7 +258,8 @@ class Host:
     def left(self) -> dict[str, list[str]]:
         """What stays behind, by kind; waits for what takes a moment."""
         with contextlib.suppress(AssertionError):
-            eventually(lambda: not any(self._left().values()), "nothing is left", 10)
+            bound_s = 10 if self.shim == OURS else 3
+            eventually(lambda: not any(self._left().values()), "nothing is left", bound_s)
         found = {kind: names for kind, names in self._left().items() if names}
         self._remove_left()
         return found

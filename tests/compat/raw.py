@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.compat.host import Host
 
 SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+END = b"\0the end\0"
 RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 
@@ -39,6 +40,7 @@ class RawShim:
         self._rpcs: list[Rpc] = []
         self._readers: list[threading.Thread] = []
         self._fds: list[int] = []
+        self._outputs: list[tuple[int, bytearray]] = []
 
     # -- the binary ----------------------------------------------------------------------------
 
@@ -161,7 +163,15 @@ class RawShim:
         reader.start()
         self._readers.append(reader)
         self._fds.append(keeper)
+        self._outputs.append((keeper, seen))
         return path, seen
+
+    def drain(self) -> None:
+        """Waits until all that has been written to ``output``s is read."""
+        for keeper, seen in self._outputs:
+            os.write(keeper, END)
+            eventually(lambda seen=seen: seen.endswith(END), "the rest of the output")
+            del seen[-len(END) :]
 
     def input(self, name: str) -> tuple[str, int]:
         """A fifo and the end of it that is written to."""
@@ -211,6 +221,11 @@ def address_in(said: str) -> str:
     """The address in what ``start`` prints."""
     said = said.strip()
     return str(json.loads(said)["address"]) if said.startswith("{") else said
+
+
+def pid_files(raw: RawShim) -> list[str]:
+    """Those in the bundle."""
+    return [name for name in files_in(raw.bundle) if name.endswith(".pid")]
 
 
 def files_in(folder: Path) -> list[str]:

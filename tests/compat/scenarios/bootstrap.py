@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyshim.api import info_pb2, task_pb2
 from tests.compat.host import Host
-from tests.compat.raw import address_in, files_in
+from tests.compat.raw import address_in, pid_files
 from tests.compat.scenario import Observation, scenario
 from tests.integration.containerd import eventually
 
@@ -199,5 +199,4 @@ def bundle_after_delete(host: Host) -> Observation:
         rpc.ask("Start", id=raw.name, exec_id=f"x{turn}")
         rpc.wait(raw.name, f"x{turn}")
         rpc.ask("Delete", id=raw.name, exec_id=f"x{turn}")
-    pid_files = [name for name in files_in(raw.bundle) if name.endswith(".pid")]
-    return {"pid files": pid_files}
+    return {"pid files": pid_files(raw)}

@@ -7,7 +7,7 @@ import signal
 
 from tests.compat import specs
 from tests.compat.host import Host
-from tests.compat.raw import RawShim, files_in
+from tests.compat.raw import RawShim, files_in, pid_files
 from tests.compat.rpc import Rpc
 from tests.compat.scenario import Observation, scenario
 from tests.integration.containerd import eventually
@@ -24,6 +24,7 @@ def printed(raw: RawShim, rpc: Rpc, *command: str, **changes: object) -> Observa
     if found["start"] == "ok":
         found["status"] = rpc.wait(raw.name, "p")
     found["delete"] = rpc.tried("Delete", id=raw.name, exec_id="p")
+    raw.drain()
     found["out"] = raw.host.normal(seen.decode())
     return found
 
@@ -128,7 +129,7 @@ def exec_environment(host: Host) -> Observation:
     raw = host.raw()
     rpc = raw.running()
     command = ("/bin/sh", "-c", "pwd; echo $A; ulimit -n; umask")
-    limits = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]
+    limits = [{"type": "RLIMIT_NOFILE", "soft": 200, "hard": 200}]
     env = [specs.PATH, "A=b c"]
     return printed(raw, rpc, *command, cwd="/www", env=env, rlimits=limits)
 
@@ -164,7 +165,7 @@ def twenty_execs_at_once(host: Host) -> Observation:
         rpc.receive("Start", stream)
     found = {"codes": [rpc.wait(raw.name, name) for name in names]}
     deleted = [rpc.tried("Delete", id=raw.name, exec_id=name) for name in names]
-    return {**found, "deleted": sorted(set(deleted)), "files": files_in(raw.bundle)}
+    return {**found, "deleted": sorted(set(deleted)), "pid files": pid_files(raw)}
 
 
 @scenario(init=7)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
+from pyshim.api import options_pb2
 from tests.compat import specs
 from tests.compat.host import Host
 from tests.compat.raw import files_in, whole
 from tests.compat.scenario import Observation, scenario
-from tests.integration.containerd import mounts_below
+from tests.integration.containerd import eventually, mounts_below
 
 
 def printed(host: Host, *command: str, process: Any = None, **changes: Any) -> Observation:
@@ -28,6 +33,7 @@ def printed(host: Host, *command: str, process: Any = None, **changes: Any) -> O
     if found.get("start") == "ok":
         found["status"] = rpc.wait(raw.name)
     found["delete"] = rpc.tried("Delete", id=raw.name)
+    raw.drain()
     return {**found, "out": host.normal(seen.decode()), "err": host.normal(errors.decode())}
 
 
@@ -45,7 +51,7 @@ def process_identity(host: Host) -> Observation:
     changes = {
         "user": {"uid": 1000, "gid": 1001, "additionalGids": [7], "umask": 0o77},
         "noNewPrivileges": True,
-        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}],
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 200, "hard": 200}],
         "oomScoreAdj": 500,
     }
     command = "while read a; do echo $a; done < /proc/self/status; ulimit -n; cat /proc/self/oom_score_adj; umask"
@@ -169,6 +175,7 @@ def overlay_rootfs(host: Host) -> Observation:
         rpc.ask("Start", id=raw.name)
         found["status"] = rpc.wait(raw.name)
         rpc.ask("Delete", id=raw.name)
+    raw.drain()
     found["written"] = (raw.bundle / "upper/x").exists()
     return {**found, "out": seen.decode(), "after": len(mounts_below(raw.bundle))}
 
@@ -197,20 +204,19 @@ def host_pid_namespace(host: Host) -> Observation:
     namespaces = tuple(n for n in specs.NAMESPACES if n != "pid")
     rpc = raw.running(*SHELL, command, stdio=stdio, namespaces=namespaces)
     status = rpc.wait(raw.name)
-    pid = int(seen.split()[0])
-    from pathlib import Path
-
-    from tests.integration.containerd import eventually
-
-    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the child has been ended")
-    return {"status": status, "alive": False, "delete": rpc.tried("Delete", id=raw.name)}
+    eventually(lambda: b"\n" in seen, "the child's pid")
+    child = Path(f"/proc/{int(seen.split()[0])}")
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not child.exists(), "the child has been ended", 5)
+    found: Observation = {"status": status, "alive": child.exists()}
+    if child.exists():
+        os.kill(int(child.name), signal.SIGKILL)
+    return {**found, "delete": rpc.tried("Delete", id=raw.name)}
 
 
 @scenario()
 def options_file(host: Host) -> Observation:
     """What `delete` needs to know of the runtime."""
-    from pyshim.api import options_pb2
-
     raw = host.raw()
     raw.write_spec()
     rpc = raw.launch()
@@ -228,8 +234,6 @@ def options_file(host: Host) -> Observation:
 
 @scenario()
 def refused_options(host: Host) -> Observation:
-    from pyshim.api import options_pb2
-
     raw = host.raw()
     raw.write_spec()
     rpc = raw.launch()
