@@ -22,7 +22,9 @@ class Cell:
     keys: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
-        return f"{self.ours:<6} {', '.join(sorted(self.keys)) or (SAME if self.ours == 'ok' else '?')}"
+        return (
+            f"{self.ours:<6} {', '.join(sorted(self.keys)) or (SAME if self.ours == 'ok' else '?')}"
+        )
 
 
 class Table:

@@ -84,9 +84,7 @@ class DockerHost:
     def started(self, *command: str, flags: tuple[str, ...] = (), name: str = "box") -> str:
         """``docker run --detach`` of what ends when it is told to; the container's name."""
         command = command or TOLD
-        said = self.docker(
-            *self.run_arguments(*command, flags=("--detach", *flags), name=name)
-        )
+        said = self.docker(*self.run_arguments(*command, flags=("--detach", *flags), name=name))
         assert said["code"] == 0, said
         if command == TOLD:
             logged = self.daemon.docker

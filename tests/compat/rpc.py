@@ -65,7 +65,7 @@ class Rpc:
         return self._client.call(self.service, method, request(**fields), response, timeout_s)
 
     def tried(self, method: str, timeout_s: float | None = None, **fields: Any) -> str:
-        """"ok", or the code and message of the error."""
+        """ "ok", or the code and message of the error."""
         try:
             self.ask(method, timeout_s, **fields)
         except StatusError as error:
@@ -75,7 +75,7 @@ class Rpc:
         return "ok"
 
     def code(self, method: str, timeout_s: float | None = None, **fields: Any) -> str:
-        """"ok", or the code of the error alone."""
+        """ "ok", or the code of the error alone."""
         return self.tried(method, timeout_s, **fields).partition(":")[0]
 
     def foreign(self, service: str, method: str, request: Message) -> str:

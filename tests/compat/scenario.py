@@ -50,13 +50,14 @@ class Difference:
     """Where the two shims may differ, and must: ``docs/compatibility.md`` says why under ``key``.
 
     ``fields`` are the observation's; ``series`` the generations, as "1.6", "1.7", "2", or the
-    major version of a dockerd.
+    major version of a dockerd.  One that is not there ``always`` depends on who is quicker.
     """
 
     key: str
     scenario: str
     fields: tuple[str, ...]
     series: tuple[str, ...] = SERIES
+    always: bool = True
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,7 @@ def process(*command: str, **changes: Any) -> Spec:
         "args": list(command),
         "env": [PATH],
         "cwd": "/",
-        "capabilities": {
-            kind: DEFAULT_CAPABILITIES for kind in ("bounding", "effective", "permitted")
-        },
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), DEFAULT_CAPABILITIES),
         **changes,
     }
 

@@ -151,7 +151,7 @@ def events_of_a_task(host: Host) -> Observation:
         host.ctr("task", "kill", "-s", "SIGTERM", NAME)
         host.await_status("STOPPED")
         host.ctr("task", "delete", NAME)
-        eventually(lambda: any(topic == "delete" for topic, _ in seen), "the last event")
+        host.await_delete(seen)
         found = list(seen)
     return {"topics": [topic for topic, _ in found], "events": host.plain(found)}
 
@@ -160,7 +160,7 @@ def events_of_a_task(host: Host) -> Observation:
 def events_of_a_short_run(host: Host) -> Observation:
     with host.events() as seen:
         host.run("/bin/true")
-        eventually(lambda: any(topic == "delete" for topic, _ in seen), "the last event")
+        host.await_delete(seen)
         found = list(seen)
     return {"topics": [topic for topic, _ in found], "events": host.plain(found)}
 
@@ -181,7 +181,7 @@ def events_of_a_failed_create(host: Host) -> Observation:
     with host.events() as seen:
         host.run("/no/such/program")
         host.run("/bin/true", name="other")
-        eventually(lambda: any(topic == "delete" for topic, _ in seen), "the last event")
+        host.await_delete(seen)
         found = list(seen)
     return {"events": host.plain(found)}
 
@@ -192,7 +192,7 @@ def events_of_a_failed_exec(host: Host) -> Observation:
         host.started()
         host.execute("/no/such/program")
         host.ctr("task", "delete", "--force", NAME)
-        eventually(lambda: any(topic == "delete" for topic, _ in seen), "the last event")
+        host.await_delete(seen)
         found = list(seen)
     return {"events": host.plain(found)}
 
@@ -203,7 +203,7 @@ def events_of_an_oom(host: Host) -> Observation:
         flags = ("--rm", "--memory-limit", str(16 << 20))
         said = host.run(*script("tail /dev/zero & wait; tail /dev/zero"), flags=flags)
         said = {**said, "code": 137 if said["code"] in {1, 137} else said["code"]}
-        eventually(lambda: any(topic == "delete" for topic, _ in seen), "the last event")
+        host.await_delete(seen)
         found = list(dict.fromkeys(topic for topic, _ in seen))
     return {**said, "topics": found}
 
@@ -245,6 +245,9 @@ def two_namespaces_one_id(host: Host) -> Observation:
     found["delete"] = host.ctr("--namespace", other, "task", "delete", "--force", NAME)["code"]
     host.ctr("--namespace", other, "container", "delete", NAME)
     host.ctr("namespaces", "remove", other)
-    for folder in [*Path("/sys/fs/cgroup").glob(f"*/{other}"), Path("/run/containerd/runc") / other]:
+    for folder in [
+        *Path("/sys/fs/cgroup").glob(f"*/{other}"),
+        Path("/run/containerd/runc") / other,
+    ]:
         folder.rmdir()
     return {**found, "first": host.status()}

@@ -29,7 +29,10 @@ def docker_stop_of_the_deaf(host: DockerHost) -> Observation:
 @scenario(DOCKER, state="exited 137 false")
 def docker_kill(host: DockerHost) -> Observation:
     name = host.started()
-    found = {"usr1": host.docker("kill", "--signal", "WINCH", name), "kill": host.docker("kill", name)}
+    found = {
+        "usr1": host.docker("kill", "--signal", "WINCH", name),
+        "kill": host.docker("kill", name),
+    }
     host.docker("wait", name)
     return {**found, "again": host.docker("kill", name), "state": host.state()}
 
@@ -99,13 +102,17 @@ def docker_events(host: DockerHost) -> Observation:
     host.docker("unpause", name)
     host.docker("stop", name)
     host.docker("rm", name)
-    fmt = "{{.Action}} {{index .Actor.Attributes \"exitCode\"}}"
-    said = host.daemon.docker(
-        "events", "--since", "1h", "--until", "0s", "--filter", f"container={name}", "--format", fmt
-    )
-    lines = [line.replace("<no value>", "").strip() for line in said.stdout.splitlines()]
-    # One dockerd tells of all scenarios: the last container of this name is meant.
-    return {"events": lines[max(i for i, line in enumerate(lines) if line == "create") :]}
+    fmt = '{{.Action}} {{index .Actor.Attributes "exitCode"}}'
+    filters = ("--since", "1h", "--until", "0s", "--filter", f"container={name}")
+
+    def told() -> list[str]:
+        said = host.daemon.docker("events", *filters, "--format", fmt)
+        lines = [line.replace("<no value>", "").strip() for line in said.stdout.splitlines()]
+        # One dockerd tells of all scenarios: the last container of this name is meant.
+        return lines[max(i for i, line in enumerate(lines) if line == "create") :]
+
+    eventually(lambda: told()[-1] == "destroy", "the last event")
+    return {"events": told()}
 
 
 @scenario(DOCKER, status="healthy")
@@ -147,7 +154,12 @@ def docker_exit_without_the_daemon(host: DockerHost) -> Observation:
     pid = host.daemon.pid(name)
     host.daemon.kill()
     subprocess.run(["kill", "-TERM", str(pid)], check=True)
-    eventually(lambda: subprocess.run(["kill", "-0", str(pid)], check=False, capture_output=True).returncode, "it ended")
+    eventually(
+        lambda: (
+            subprocess.run(["kill", "-0", str(pid)], check=False, capture_output=True).returncode
+        ),
+        "it ended",
+    )
     host.daemon.start()
     eventually(lambda: host.field(".State.Status") == "exited", "docker knows of the end")
     return {"state": host.state()}

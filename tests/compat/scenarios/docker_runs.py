@@ -50,14 +50,25 @@ def docker_refused_mount(host: DockerHost) -> Observation:
 @scenario(DOCKER, equal=True)
 def docker_large_output(host: DockerHost) -> Observation:
     done = host.daemon.docker(*host.run_arguments("seq", "1", "100000"))
-    return {"code": done.returncode, "equal": done.stdout == "".join(f"{n}\n" for n in range(1, 100001))}
+    return {
+        "code": done.returncode,
+        "equal": done.stdout == "".join(f"{n}\n" for n in range(1, 100001)),
+    }
 
 
 @scenario(DOCKER, code=0)
 def docker_settings(host: DockerHost) -> Observation:
     flags = ("--rm", "--user", "1000:1001", "--hostname", "compat", "--env", "A=b c")
     flags = (*flags, "--workdir", "/www", "--ulimit", "nofile=100:200", "--group-add", "7")
-    flags = (*flags, "--cap-drop", "ALL", "--cap-add", "KILL", "--security-opt", "no-new-privileges")
+    flags = (
+        *flags,
+        "--cap-drop",
+        "ALL",
+        "--cap-add",
+        "KILL",
+        "--security-opt",
+        "no-new-privileges",
+    )
     command = "hostname() { cat /proc/sys/kernel/hostname; }; hostname; pwd; echo $A; ulimit -n"
     kept = "while read a; do case $a in Uid*|Gid*|Groups*|Cap*|NoNew*) echo $a;; esac; done"
     return host.run(*shell(f"{command}; {kept} < /proc/self/status"), flags=flags)
@@ -95,8 +106,9 @@ def docker_init(host: DockerHost) -> Observation:
 
 @scenario(DOCKER, code=0)
 def docker_host_pid_namespace(host: DockerHost) -> Observation:
-    said = host.run(*shell("sleep 1000 & test $$ -gt 1 && echo seen"), flags=("--rm", "--pid", "host"))
-    return said
+    return host.run(
+        *shell("sleep 1000 & test $$ -gt 1 && echo seen"), flags=("--rm", "--pid", "host")
+    )
 
 
 @scenario(DOCKER, smoke=True, code=9, out="x")
@@ -109,9 +121,15 @@ def docker_exec(host: DockerHost) -> Observation:
 def docker_exec_settings(host: DockerHost) -> Observation:
     name = host.started()
     flags = ("--user", "1000:1001", "--workdir", "/www", "--env", "A=b c")
-    found = {"all": host.docker("exec", *flags, name, *shell("pwd; echo $A; head -9 /proc/self/status | tail -2"))}
+    found = {
+        "all": host.docker(
+            "exec", *flags, name, *shell("pwd; echo $A; head -9 /proc/self/status | tail -2")
+        )
+    }
     found["stdin"] = host.docker("exec", "-i", name, "cat", stdin="typed\n")
-    found["privileged"] = host.docker("exec", "--privileged", name, "grep", "Cap", "/proc/self/status")
+    found["privileged"] = host.docker(
+        "exec", "--privileged", name, "grep", "Cap", "/proc/self/status"
+    )
     found["detached"] = host.docker("exec", "--detach", name, "true")
     return found
 

@@ -69,7 +69,11 @@ def delete_action_in_a_pod(host: Host) -> Observation:
     first, rpc, second, _ = two(host, POD)
     said = first.execute(*first.flags("-bundle", str(first.bundle), "delete"))
     found: Observation = {"code": said.returncode, "first": rpc.tried("Wait", id=first.name)}
-    return {**found, "second": rpc.status(second.name), "delete": rpc.tried("Delete", id=first.name)}
+    return {
+        **found,
+        "second": rpc.status(second.name),
+        "delete": rpc.tried("Delete", id=first.name),
+    }
 
 
 @scenario(code=0)

@@ -54,7 +54,8 @@ def process_identity(host: Host) -> Observation:
         "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 200, "hard": 200}],
         "oomScoreAdj": 500,
     }
-    command = "while read a; do echo $a; done < /proc/self/status; ulimit -n; cat /proc/self/oom_score_adj; umask"
+    command = "while read a; do echo $a; done < /proc/self/status; ulimit -n; umask"
+    command += "; cat /proc/self/oom_score_adj"
     said = printed(host, *SHELL, command, process=changes)
     kept = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "0", "1", "5")
     return {**said, "out": [line for line in said["out"].splitlines() if line.startswith(kept)]}
@@ -62,8 +63,7 @@ def process_identity(host: Host) -> Observation:
 
 @scenario()
 def process_descriptors(host: Host) -> Observation:
-    said = printed(host, *SHELL, "ls /proc/self/fd | tr '\\n' ' '; cat /proc/self/cgroup | wc -l")
-    return said
+    return printed(host, *SHELL, "ls /proc/self/fd | tr '\\n' ' '; cat /proc/self/cgroup | wc -l")
 
 
 @scenario(status=0)
@@ -83,9 +83,9 @@ def read_only_rootfs(host: Host) -> Observation:
 @scenario(status=0)
 def many_mounts(host: Host) -> Observation:
     mounts = tuple(specs.mount(f"/tmp/m{n}", "tmpfs", "size=4k") for n in range(60))
-    return printed(host, *SHELL, "grep -c /tmp/m /proc/self/mounts || wc -l < /proc/self/mounts", mounts=mounts) | {
-        "status": 0
-    }
+    return printed(
+        host, *SHELL, "grep -c /tmp/m /proc/self/mounts || wc -l < /proc/self/mounts", mounts=mounts
+    ) | {"status": 0}
 
 
 @scenario()
@@ -225,7 +225,9 @@ def options_file(host: Host) -> Observation:
     sent = {"type_url": "containerd.runc.v1.Options", "value": options.SerializeToString()}
     fields = {"id": raw.name, "bundle": str(raw.bundle), "options": sent}
     found: Observation = {"create": rpc.tried("Create", **fields)}
-    found["options.json"] = json.loads((raw.bundle / "options.json").read_text()).get("root") == root
+    found["options.json"] = (
+        json.loads((raw.bundle / "options.json").read_text()).get("root") == root
+    )
     found["state"] = bool(list((host.home / "runtime-root").glob("*/raw/state.json")))
     rpc.ask("Kill", id=raw.name, signal=9)
     rpc.wait(raw.name)

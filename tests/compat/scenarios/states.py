@@ -7,10 +7,10 @@ import signal
 from google.protobuf import empty_pb2
 
 from pyshim.api import task_pb2
+from pyshim.ttrpc.status import Code, StatusError
 from tests.compat.host import Host
 from tests.compat.raw import RESOURCES_URL, RawShim
 from tests.compat.rpc import Rpc
-from pyshim.ttrpc.status import Code, StatusError
 from tests.compat.scenario import Observation, scenario
 
 KILL = int(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -85,7 +86,8 @@ def a_reader_goes_and_another_comes(host: Host) -> Observation:
     raw = host.raw()
     path = raw.fifo("out")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    command = "trap 'echo after' USR1; trap 'exit 3' TERM; echo before; while :; do sleep 1000 & wait $!; done"
+    command = "trap 'echo after' USR1; trap 'exit 3' TERM; echo before; "
+    command += "while :; do sleep 1000 & wait $!; done"
     rpc = raw.running(*SHELL, command, stdio={"stdout": path})
     seen = bytearray()
     try:
@@ -103,10 +105,8 @@ def a_reader_goes_and_another_comes(host: Host) -> Observation:
 
 
 def _more(fd: int, seen: bytearray) -> bytes:
-    try:
+    with contextlib.suppress(BlockingIOError):
         seen.extend(os.read(fd, 65536))
-    except BlockingIOError:
-        pass
     return bytes(seen)
 
 
@@ -126,7 +126,9 @@ def grandchild_keeps_the_output(host: Host) -> Observation:
     raw = host.raw()
     out, seen = raw.output("out")
     namespaces = ("pid", "ipc", "uts", "mount", "network")
-    rpc = raw.running(*SHELL, "sleep 1000 & echo begun", stdio={"stdout": out}, namespaces=namespaces)
+    rpc = raw.running(
+        *SHELL, "sleep 1000 & echo begun", stdio={"stdout": out}, namespaces=namespaces
+    )
     status = rpc.wait(raw.name)
     return {"status": status, "delete": rpc.tried("Delete", id=raw.name), "out": seen.decode()}
 
@@ -140,7 +142,12 @@ def log_to_a_file(host: Host) -> Observation:
     state = rpc.state(raw.name)
     rpc.ask("Delete", id=raw.name)
     modes = [oct(stat.S_IMODE(p.stat().st_mode)) for p in (log, log.parent)]
-    return {"words": sorted(log.read_text().split()), "mode": modes[0], "folder": modes[1], "state": state}
+    return {
+        "words": sorted(log.read_text().split()),
+        "mode": modes[0],
+        "folder": modes[1],
+        "state": state,
+    }
 
 
 @scenario(words=["before", "err", "out"])
