@@ -152,7 +152,9 @@ def printed(store: Store, process: state_pb2.Process) -> str:
         source = store.held.get(output.source_tag)
         if source is None or output.uri != (process.stderr or process.stdout):
             continue
-        if select.select([source], [], [], 0)[0]:
+        news = select.poll()
+        news.register(source, select.POLLIN)
+        if news.poll(0):
             return os.read(source, MAX_PRINTED_BYTES).decode(errors="replace")
     return ""
 
