@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 
 from pyshim.bootstrap import flags as command_line
+from pyshim.ttrpc.status import text_of
 
 NAME = "containerd-shim-pyshim-v2"
 MAX_LINE_CHARS = 4096
@@ -32,7 +33,7 @@ def answer(argv: Sequence[str], launcher: socket.socket | None, zygote: str) -> 
     try:
         return 0, act(command_line.parse(argv), launcher, zygote)
     except Exception as error:  # one line, whatever it is: it is shown to people
-        line = f"{NAME}: {describe(error)}"[:MAX_LINE_CHARS]
+        line = f"{NAME}: {text_of(error)}"[:MAX_LINE_CHARS]
         return 1, f"{line}\n".encode("utf-8", "replace")
 
 
@@ -55,14 +56,6 @@ def act(flags: command_line.Flags, launcher: socket.socket | None, zygote: str) 
     from pyshim.bootstrap import delete
 
     return delete.delete(flags)
-
-
-def describe(error: Exception) -> str:
-    """An exception as one line that names the file it is about."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def write(fd: int, data: bytes) -> None:

@@ -82,7 +82,7 @@ async def run(
             streams = streams or Streams()
             printed = _keep_what_it_prints(streams)
             spawned = spawn(store, call, argv, cwd, streams)
-        status = await outcome(store, call, spawned, timeout_s)
+        status = await outcome(store, call, spawned, argv[0], timeout_s)
         text = os.pread(printed, MAX_PRINTED_BYTES, 0) if printed >= 0 else b""
     finally:
         if printed >= 0:
@@ -104,6 +104,7 @@ async def outcome(
     store: Store,
     call: state_pb2.Call,
     spawned: Spawned | None,
+    runtime: str,
     timeout_s: float = COMMAND_TIMEOUT_S,
 ) -> int:
     """The exit status of the command of ``call``; ``spawned`` is None after a change of service.
@@ -113,7 +114,7 @@ async def outcome(
     if spawned is not None:
         error, pid = await _reply(spawned)
         if error:
-            text = f"cannot run the OCI runtime: {os.strerror(error)}; is it on PATH?"
+            text = f"cannot run the OCI runtime {runtime}: {os.strerror(error)}; is it on PATH?"
             raise StatusError(Code.UNKNOWN, text)
         store.commands[call.token] = pid
     elif call.token not in store.commands:

@@ -11,7 +11,7 @@ from pyshim.cgroups import locate
 from pyshim.runtime import command, mounts, options
 from pyshim.service import commands, exits, oom, states
 from pyshim.stdio import streams, terminal
-from pyshim.ttrpc.status import Code, StatusError
+from pyshim.ttrpc.status import Code, StatusError, text_of
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
@@ -32,7 +32,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         spawned = await _begin(task, call, request)
     container = store.state.containers[request.id]
     try:
-        status = await commands.outcome(store, call, spawned)
+        status = await commands.outcome(store, call, spawned, container.runtime)
         if status:
             printed = streams.printed(store, container.init)
             text = command.failure(container, "create", status, call.log_size, printed)
@@ -138,7 +138,7 @@ def _undo(
     messages = exits.release(task.store, container.init)
     del task.store.state.containers[container.id]
     if not isinstance(error, StatusError):
-        error = StatusError(Code.UNKNOWN, f"OCI runtime create failed: {error}")
+        error = StatusError(Code.UNKNOWN, f"OCI runtime create failed: {text_of(error)}")
     task.server.fail(call, error, *messages)
 
 

@@ -19,7 +19,7 @@ from pyshim.api import state_pb2
 from pyshim.monitor.channel import Message, Type
 from pyshim.service.store import Store
 from pyshim.ttrpc import codec, framing
-from pyshim.ttrpc.status import Code, StatusError
+from pyshim.ttrpc.status import Code, StatusError, text_of
 
 # Enough for any request but a large exec; a larger one arrives in several peeks.
 PEEK_BYTES = 64 * 1024
@@ -173,7 +173,7 @@ class Server:
             text = f"{call.method}: the payload is no such request"
             self.fail(call, StatusError(Code.INVALID_ARGUMENT, text))
         except OSError as error:
-            self.fail(call, StatusError(Code.UNKNOWN, f"{call.method}: {error}"))
+            self.fail(call, StatusError(Code.UNKNOWN, text_of(error)))
         except Exception as error:
             # A bug must cost one request an error, not the container its supervisor.
             text = f"{call.method}: internal error: {type(error).__name__}: {error}"

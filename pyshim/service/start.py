@@ -11,7 +11,7 @@ from pyshim.runtime import command
 from pyshim.service import commands, exits, oom, states
 from pyshim.service.states import Status
 from pyshim.stdio import streams, terminal
-from pyshim.ttrpc.status import Code, StatusError
+from pyshim.ttrpc.status import Code, StatusError, text_of
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
@@ -60,7 +60,7 @@ async def _launch(
     if not call.token:
         spawned = await _begin(task, call, container, process)
     try:
-        status = await commands.outcome(store, call, spawned)
+        status = await commands.outcome(store, call, spawned, container.runtime)
         if status:
             printed = streams.printed(store, process)
             text = command.failure(container, _action(process), status, call.log_size, printed)
@@ -105,7 +105,9 @@ def _fail(
 ) -> None:
     """Nothing has ever run; those who wait for an exec learn it, a restore may be tried again."""
     if not isinstance(error, StatusError):
-        error = StatusError(Code.UNKNOWN, f"OCI runtime {_action(process)} failed: {error}")
+        error = StatusError(
+            Code.UNKNOWN, f"OCI runtime {_action(process)} failed: {text_of(error)}"
+        )
     process.starting = False
     process.failed = bool(process.id)
     task.server.fail(call, error, *exits.release(task.store, process))

@@ -27,6 +27,14 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+def text_of(error: Exception) -> str:
+    """An exception as one line, which names the file it is about and no errno."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class StatusError(Exception):
     """A call that ends with ``code`` and ``message``."""
 

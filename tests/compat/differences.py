@@ -16,7 +16,6 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("version-text", "version-flag", ("labels",)),
     Difference("says-what-to-do", "start-without-a-namespace", ("text",)),
     Difference("no-socket-left", "shim-killed-while-containerd-is-away", ("left",)),
-    Difference("resize-of-the-ended", "exec-states", ("resize late",)),
     Difference("no-socket-left", "exec-states", ("left",), ("1.7", "2")),
     Difference("no-socket-left", "pod-in-one-shim", ("left",), ("2",)),
     Difference("no-socket-left", "group-in-one-shim", ("left",), ("2",)),
@@ -73,7 +72,11 @@ WORDINGS: tuple[Wording, ...] = (
         r"process already finished(?!: not found)",
         r"process already finished: not found",
     ),
-    Wording("plain-words", r"process not started", r"process not created: failed precondition"),
+    Wording(
+        "plain-words",
+        r"process not created(?!: failed)",
+        r"process not created: failed precondition",
+    ),
     Wording(
         "plain-words",
         r"signal \d+: Invalid argument",
@@ -83,12 +86,12 @@ WORDINGS: tuple[Wording, ...] = (
     Wording("plain-words", NEVER, "failed to create init process I/O: ", ""),
     Wording(
         "plain-words",
-        r"Create: \[Errno 2\] mount bind /no/such/source: No such file or directory: '[^']*'",
+        r"\S+: mount bind /no/such/source: No such file or directory",
         r"failed to mount rootfs component.*: no such file or directory",
     ),
     Wording(
         "plain-words",
-        r"cannot run the OCI runtime: No such file or directory; is it on PATH\?",
+        r"cannot run the OCI runtime \S+: No such file or directory; is it on PATH\?",
         r"OCI runtime create failed: unable to retrieve .*: executable file not found in \$PATH",
     ),
     Wording(
@@ -98,7 +101,7 @@ WORDINGS: tuple[Wording, ...] = (
     ),
     Wording(
         "plain-words",
-        r"Create: \[Errno 2\] No such file or directory: '/no/such/fifo'",
+        r"/no/such/fifo: No such file or directory",
         r"failed to start io pipe copy: .*: open /no/such/fifo: no such file or directory",
     ),
     Wording(

@@ -140,6 +140,8 @@ def test_an_earlier_error_is_not_taken_for_the_reason(host: Host, tmp_path: Path
 
 def test_a_runtime_that_is_not_there(host: Host) -> None:
     container = host.container("/bin/true")
-    with pytest.raises(StatusError, match=r"cannot run the OCI runtime: .*is it on PATH"):
+    with pytest.raises(
+        StatusError, match=r"cannot run the OCI runtime /no/such/runtime: .*is it on PATH"
+    ):
         container.create(runtime=Path("/no/such/runtime"))
     container.leave()
