@@ -118,6 +118,10 @@ class DockerHost:
         }
         # The client's advice comes with some versions and goes with others.
         text = re.sub(r"\n\nRun 'docker [a-z ]*--help' for more information\s*", "\n", text)
+        # Said by a client that is slower than the daemon's refusal.
+        text = re.sub(
+            r'time="[^"]*" level=error msg="error waiting for container: [^"]*"\n?', "", text
+        )
         return normal(text, names)
 
     def clean(self) -> None:
