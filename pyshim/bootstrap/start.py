@@ -82,11 +82,18 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
 
 
 def read_config(bundle: str) -> dict[str, Any]:
-    """The container's OCI configuration; raises StartError naming the file."""
+    """The container's OCI configuration; raises StartError naming the file.
+
+    Some callers of containerd 2.x have none (shim.md 2.3); Create says so to the others.
+    """
     path = os.path.join(bundle, "config.json")
     try:
         with open(path, "rb") as file:
             config = json.load(file)
+    except FileNotFoundError:
+        if not os.path.isdir(bundle):
+            raise StartError(f"{bundle} is no folder; -bundle names one") from None
+        return {}
     except OSError as error:
         raise StartError(f"cannot read {path}: {error.strerror}; is this a bundle?") from error
     except ValueError as error:

@@ -12,6 +12,16 @@ SUBTREE = "cgroup.subtree_control"
 UNIFIED = ""  # the key of a v2 group; those of v1 are controllers' names
 
 
+def apart(pid: int, other: int) -> dict[str, str]:
+    """As ``around``, without the groups that ``pid`` shares with ``other``, our own process.
+
+    A runtime makes no group in some hierarchies (named ones, controllers that it does not know):
+    there a container is in the group of whoever started its shim, and that is not its own.
+    """
+    shared = around(other)
+    return {name: path for name, path in around(pid).items() if shared.get(name) != path}
+
+
 def around(pid: int) -> dict[str, str]:
     """The folders of the group that ``pid`` is in, by controller; empty when it has gone."""
     try:
@@ -90,11 +100,13 @@ def enable_controllers(group: str) -> None:
 
 
 def pids(groups: dict[str, str]) -> list[int]:
-    """All processes in a group and below it; empty when there is none."""
+    """All processes in a group and below it; empty when there is none.
+
+    They are the same in every hierarchy, so the first that is there counts, also an empty one.
+    """
     for name in ("pids", "devices", "memory", UNIFIED, *groups):
-        found = _read_pids(groups[name]) if name in groups else []
-        if found:
-            return sorted(found)
+        if name in groups and os.path.isdir(groups[name]):
+            return sorted(_read_pids(groups[name]))
     return []
 
 

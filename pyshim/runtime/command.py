@@ -118,8 +118,12 @@ def console_flags(process: state_pb2.Process) -> list[str]:
 
 
 def exec_pid_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
-    """Where the runtime writes the pid of an exec (as containerd's Go shim names it)."""
-    return os.path.join(container.bundle, f"{process.id}.pid")
+    """Where the runtime writes the pid of an exec (as containerd's Go shim names it).
+
+    But the init's file must not be taken for that of an exec of this name.
+    """
+    name = f"{process.id}.pid"
+    return os.path.join(container.bundle, f"exec:{name}" if name == INIT_PID_FILE else name)
 
 
 def pid_path(container: state_pb2.Container, process: state_pb2.Process) -> str:

@@ -16,20 +16,36 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MAX_STACKED_MOUNTS = 64
 MS_BIND, MS_REC, MS_REMOUNT, MS_RDONLY = 0x1000, 0x4000, 0x20, 1
 CLONE_FS = 0x200
-FLAGS = {
-    "ro": MS_RDONLY,
-    "nosuid": 2,
-    "nodev": 4,
-    "noexec": 8,
-    "sync": 16,
-    "noatime": 0x400,
-    "nodiratime": 0x800,
+# Options by what they set and by what they clear; the last word counts (containerd's table).
+SETS = {
     "bind": MS_BIND,
+    "dirsync": 128,
+    "mand": 64,
+    "noatime": 0x400,
+    "nodev": 4,
+    "nodiratime": 0x800,
+    "noexec": 8,
+    "nosuid": 2,
     "rbind": MS_BIND | MS_REC,
     "relatime": 0x200000,
+    "remount": MS_REMOUNT,
+    "ro": MS_RDONLY,
     "strictatime": 0x1000000,
+    "sync": 16,
 }
-CLEARS = {"rw", "suid", "dev", "exec", "async", "atime", "diratime", "defaults"}
+CLEARS = {
+    "async": SETS["sync"],
+    "atime": SETS["noatime"],
+    "defaults": 0,
+    "dev": SETS["nodev"],
+    "diratime": SETS["nodiratime"],
+    "exec": SETS["noexec"],
+    "nomand": SETS["mand"],
+    "norelatime": SETS["relatime"],
+    "nostrictatime": SETS["strictatime"],
+    "rw": MS_RDONLY,
+    "suid": SETS["nosuid"],
+}
 # The kernel copies a page of options, the terminating zero included (mount(2)).
 MAX_DATA_BYTES = os.sysconf("SC_PAGE_SIZE") - 1
 LOWER = "lowerdir="
@@ -81,13 +97,15 @@ def mount_one(mount: Mount, target: str) -> None:
     loop = False
     for option in mount.options:
         name, _, value = option.partition("=")
-        if option in FLAGS:
-            flags |= FLAGS[option]
+        if option in SETS:
+            flags |= SETS[option]
+        elif option in CLEARS:
+            flags &= ~CLEARS[option]
         elif option == "loop":
             loop = True
         elif name in idmap.OPTIONS:
             maps[name] = value
-        elif option not in CLEARS:
+        else:
             data.append(option)
     if maps:
         with idmap.user_namespace(maps, target) as space:

@@ -17,6 +17,7 @@ from pyshim.ttrpc.status import Code, StatusError
 if TYPE_CHECKING:
     from pyshim.service.task import Task
 
+LAST_SIGNAL = 64
 GONE_TEXTS = (
     "process already finished",
     "container not running",
@@ -37,6 +38,8 @@ async def kill(task: Task, call: state_pb2.Call) -> None:
     process = task.process(request.id, request.exec_id)
     if not call.token:
         states.check(process, "kill")
+    if request.signal > LAST_SIGNAL:
+        raise StatusError(Code.UNKNOWN, f"signal {request.signal}: Invalid argument")
     everyone = request.all and not process.id
     # What is frozen by cgroup v1 does not even die of SIGKILL; the runtime knows how to do it.
     if everyone or (not process.id and process.status == Status.PAUSED) or call.token:
@@ -55,6 +58,12 @@ async def pause(task: Task, call: state_pb2.Call) -> None:
     event = events_pb2.TaskPaused(container_id=container.id)
     task.publisher.queue("/tasks/paused", event)
     task.server.answer(call, b"")
+
+
+def is_pausing(task: Task, name: str) -> bool:
+    """Whether the runtime is pausing the container ``name`` just now."""
+    calls = (c for c in task.store.state.calls if c.method == "Pause" and c.token)
+    return any(task_pb2.PauseRequest.FromString(call.payload).id == name for call in calls)
 
 
 async def resume(task: Task, call: state_pb2.Call) -> None:

@@ -45,7 +45,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         _undo(task, call, container, error)
         return
     container.init.pid = pid
-    container.cgroups.update(locate.around(pid))
+    container.cgroups.update(locate.apart(pid, store.monitor_pid))
     if locate.UNIFIED in container.cgroups:
         locate.enable_controllers(container.cgroups[locate.UNIFIED])
     container.created = True
@@ -191,4 +191,4 @@ def _read_config(container: state_pb2.Container) -> None:
 
 def _root_of(mappings: list[dict[str, int]]) -> int:
     """The host's id of the container's root, 0 where they are the same."""
-    return next((m["hostID"] for m in mappings if m.get("containerID") == 0), 0)
+    return next((m.get("hostID", 0) for m in mappings if m.get("containerID") == 0), 0)

@@ -98,6 +98,7 @@ def _remove_container(task: Task, container: state_pb2.Container) -> list[Messag
     messages: list[Message] = []
     for process in list(container.execs.values()):
         messages += _remove_exec(task, container, process)
+    exits.answer_waits(task, container.id, container.init)  # of one that never ran
     messages += exits.release(task.store, container.init) + oom.ignore(task, container)
     if container.mounted:
         mounts.unmount_all(os.path.join(container.bundle, "rootfs"))

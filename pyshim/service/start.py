@@ -80,7 +80,7 @@ async def _launch(
         event = events_pb2.TaskExecStarted(container_id=container.id, exec_id=process.id, pid=pid)
         task.publisher.queue("/tasks/exec-started", event)
     else:
-        container.cgroups.update(locate.around(pid))
+        container.cgroups.update(locate.apart(pid, store.monitor_pid))
         messages += oom.watch(task, container)
         task.publisher.queue(
             "/tasks/start", events_pb2.TaskStart(container_id=container.id, pid=pid)

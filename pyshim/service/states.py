@@ -20,6 +20,7 @@ class Status(IntEnum):
     RUNNING = 2
     STOPPED = 3
     PAUSED = 4
+    PAUSING = 5  # on the wire only, while the runtime is at it
     # Ours alone: created from a checkpoint, which Start restores; clients see CREATED.
     RESTORABLE = 64
 
@@ -117,14 +118,16 @@ def register(process: state_pb2.Process, *, restorable: bool = False) -> None:
     process.status = Status.RESTORABLE if restorable else Status.CREATED
 
 
-def on_the_wire(process: state_pb2.Process, init: state_pb2.Process) -> Status:
+def on_the_wire(
+    process: state_pb2.Process, init: state_pb2.Process, *, pausing: bool = False
+) -> Status:
     """What clients are told of ``process``, an exec or the ``init`` of its container itself.
 
-    An exec is as frozen as its container.
+    As in the Go shim an exec, in whatever state, is told to be as frozen as its container.
     """
-    status = Status(process.status)
-    if status is Status.RESTORABLE:
-        return Status.CREATED
-    if status is Status.RUNNING and init.status == Status.PAUSED:
+    if init.status == Status.PAUSED:
         return Status.PAUSED
-    return status
+    if pausing and init.status == Status.RUNNING:
+        return Status.PAUSING
+    status = Status(process.status)
+    return Status.CREATED if status is Status.RESTORABLE else status

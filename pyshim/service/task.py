@@ -106,7 +106,7 @@ class Task:
         try:
             spec = json.loads(request.spec.value)
             spec["terminal"] = request.terminal
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             text = f"exec {request.exec_id}: the process spec is not JSON: {error}"
             raise StatusError(Code.INVALID_ARGUMENT, text) from error
         self.store.forget_deleted(request.id, request.exec_id)
@@ -126,7 +126,8 @@ class Task:
         request = task_pb2.StateRequest.FromString(call.payload)
         process = self.process(request.id, request.exec_id)
         container = self.container(request.id)
-        status = states.on_the_wire(process, container.init)
+        pausing = control.is_pausing(self, request.id)
+        status = states.on_the_wire(process, container.init, pausing=pausing)
         reply = task_pb2.StateResponse(
             id=process.id or request.id,
             bundle=container.bundle,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from urllib.parse import parse_qsl, urlsplit
 
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
 from pyshim.monitor.fds import memfd
 from pyshim.service.store import Store
+from pyshim.stdio.uri import parse, scheme_of
 from pyshim.ttrpc.status import Code, StatusError
 
 SCHEMES = {"binary", "binary-v2"}
@@ -29,14 +29,13 @@ KILL_TIMEOUT_S = 1
 
 def is_binary(uri: str) -> bool:
     """Whether ``uri`` names a logging binary."""
-    return urlsplit(uri).scheme in SCHEMES
+    return scheme_of(uri) in SCHEMES
 
 
 def command(uri: str) -> list[str]:
     """The program and its arguments: each query parameter is two of them, in order."""
-    parts = urlsplit(uri)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    return [parts.path, *(text for pair in pairs for text in pair)]
+    target = parse(uri)
+    return [target.path, *(text for pair in target.query for text in pair)]
 
 
 async def start(
@@ -59,7 +58,7 @@ async def start(
         )
         os.close(report)
         report = -1
-        if not await _is_ready(ready) and urlsplit(process.stdout).scheme == "binary-v2":
+        if not await _is_ready(ready) and scheme_of(process.stdout) == "binary-v2":
             raise StatusError(Code.UNKNOWN, f"{process.stdout}: ended before it was ready")
     except BaseException:
         store.link.send(release(store, process))

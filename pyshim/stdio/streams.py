@@ -16,12 +16,12 @@ import os
 import select
 import stat
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, RelayFlag, Type
 from pyshim.service.store import Store
 from pyshim.stdio import logger
+from pyshim.stdio.uri import parse, scheme_of
 from pyshim.ttrpc.status import Code, StatusError
 
 # containerd's Go shim gives a fifo's reader as long (process.Init, copy set-up).
@@ -193,7 +193,7 @@ async def open_output(
 
 def _open(uri: str, streams: Streams) -> tuple[int, int]:
     path = fifo_path(uri)
-    if urlsplit(uri).scheme == "file":
+    if scheme_of(uri) == "file":
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         create = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         target = streams.own(os.open(path, create, 0o644))
@@ -201,7 +201,7 @@ def _open(uri: str, streams: Streams) -> tuple[int, int]:
         target = streams.own(os.open(path, os.O_PATH | os.O_CLOEXEC))
     if is_fifo(target):
         return target, int(RelayFlag.OPEN_DESTINATION)
-    if urlsplit(uri).scheme != "file":
+    if scheme_of(uri) != "file":
         target = streams.own(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
     return target, 0
 
@@ -244,12 +244,9 @@ def is_fifo(fd: int) -> bool:
 
 def fifo_path(uri: str) -> str:
     """The path in ``uri`` (a plain path, fifo:// or file://).  Raises StatusError on others."""
-    parts = urlsplit(uri)
-    if parts.scheme not in {"", "fifo", "file"}:
-        raise StatusError(Code.UNKNOWN, f"unknown STDIO scheme {parts.scheme}")
-    if not parts.path.startswith("/") or "\0" in parts.path:
-        raise StatusError(Code.INVALID_ARGUMENT, f"{uri!r}: not an absolute path")
-    return parts.path
+    if scheme_of(uri) not in {"", "fifo", "file"}:
+        raise StatusError(Code.UNKNOWN, f"unknown STDIO scheme {scheme_of(uri)}")
+    return parse(uri).path
 
 
 def clear(process: state_pb2.Process) -> None:

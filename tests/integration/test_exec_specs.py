@@ -68,6 +68,11 @@ def test_every_field(container: Container, tmp_path: Path) -> None:
     assert lines[7] == "123"
 
 
+def test_an_exec_called_init_leaves_the_inits_pid(container: Container) -> None:
+    assert container.run("init", "/bin/sh", "-c", "exit 3") == 3
+    assert int((container.bundle / "init.pid").read_text()) == container.state().pid
+
+
 def test_another_user(container: Container, tmp_path: Path) -> None:
     user = {"uid": 1234, "gid": 4321}
     assert said(container, tmp_path, *("/bin/sh", "-c", "id -u; id -g"), user=user) == (

@@ -20,6 +20,8 @@ import pytest
 from google.protobuf import any_pb2
 
 from pyshim.api import info_pb2, options_pb2, task_pb2
+from pyshim.ttrpc.client import Client
+from pyshim.ttrpc.status import StatusError
 from pyshim.zygote import address
 from tests.integration.conftest import eventually, interpreter, processes_of
 
@@ -182,15 +184,19 @@ def test_a_missing_flag(host: Host) -> None:
 
 
 def test_a_bundle_without_configuration(host: Host) -> None:
+    """Some callers of containerd 2.x have none; a Create without one is refused."""
     empty = host.home / "empty"
     empty.mkdir()
-    assert str(empty / "config.json") in refused(host.act("start", empty))
-    assert not list(host.home.glob("s/*"))
+    path = host.start(empty)
+    request = task_pb2.CreateTaskRequest(id="c", bundle=str(empty))
+    with Client(str(path), BOUND_S) as client, pytest.raises(StatusError, match=r"config\.json"):
+        client.call("containerd.task.v2.Task", "Create", request, task_pb2.CreateTaskResponse)
 
 
 def test_a_bundle_that_is_not_there(host: Host) -> None:
     arguments = ["-namespace", "n", "-id", "i", "-bundle", "/nonexistent", "start"]
-    assert "/nonexistent/config.json" in refused(host.run(*arguments))
+    assert "/nonexistent" in refused(host.run(*arguments))
+    assert not list(host.home.glob("s/*"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])

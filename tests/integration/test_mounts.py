@@ -56,6 +56,26 @@ def test_a_bind_that_is_read_only(tmp_path: Path, rootfs: Path) -> None:
     assert list(rootfs.iterdir()) == []
 
 
+def test_the_last_word_of_the_options_counts(tmp_path: Path, rootfs: Path) -> None:
+    options = [
+        "ro",
+        "rw",
+        "noexec",
+        "exec",
+        "strictatime",
+        "nostrictatime",
+        "norelatime",
+        "size=8k",
+    ]
+    mounts.mount_all([Mount(type="tmpfs", source="tmpfs", options=options)], str(rootfs))
+    (rootfs / "file").touch()
+    (line,) = (
+        row for row in Path("/proc/self/mounts").read_text().splitlines() if str(rootfs) in row
+    )
+    assert {"rw", "size=8k"} <= set(line.split()[3].split(","))
+    assert not {"ro", "noexec", "strictatime"} & set(line.split()[3].split(","))
+
+
 def test_several_mounts_one_in_the_other(tmp_path: Path, rootfs: Path) -> None:
     outer = folder_with(tmp_path / "outer", "file")
     (outer / "data").mkdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
@@ -16,6 +17,7 @@ from google.protobuf.message import Message
 from pyshim.api import task_pb2
 from pyshim.ttrpc.status import Code, StatusError
 from tests.integration.containerd import eventually
+from tests.integration.fake_runtime import Gate, fake_runtime
 from tests.integration.shim import Container, Host, host, module_host
 
 __all__ = ["host", "module_host"]
@@ -243,6 +245,40 @@ def test_where_a_container_can_be_deleted(host: Host, state: str) -> None:
     assert container.delete() == first  # asked again, it has the same answer
     assert error_of(container, "State")[0] == Code.NOT_FOUND
     remove(container)
+
+
+def test_a_container_is_pausing_while_the_runtime_is_at_it(host: Host, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    runtime = fake_runtime(tmp_path, before_pause=gate.text)
+    container = host.started(*SLEEP, runtime=runtime)
+    container.exec("e", *SLEEP)
+    stream = container.send("Pause", task_pb2.PauseRequest(id=container.name))
+    eventually(gate.reached, "the runtime has been called")
+    assert container.state().status == task_pb2.PAUSING
+    gate.open()
+    container.receive(stream, Empty)
+    assert container.state().status == PAUSED
+    assert container.state("e").status == PAUSED
+    call_of(container, "Resume")
+    assert container.state("e").status == CREATED
+    container.end()
+
+
+def test_a_signal_that_there_is_not(host: Host) -> None:
+    container = make_running(host)
+    for number in (65, 2**31, 2**32 - 1):
+        request = task_pb2.KillRequest(id=container.name, signal=number)
+        with pytest.raises(StatusError, match="Invalid argument"):
+            container.call("Kill", request, Empty)
+    container.end()
+
+
+def test_who_waits_for_what_never_ran_is_answered_at_its_end(host: Host) -> None:
+    container = make_restorable(host)
+    stream = container.send_wait()
+    container.delete()
+    assert container.receive(stream, task_pb2.WaitResponse).exit_status == 0
+    container.leave()
 
 
 # --- Execs ---------------------------------------------------------------------------------------

@@ -191,6 +191,20 @@ def test_v2_messages_that_clients_follow_are_there_without_controllers(tmp_path:
     assert found.HasField("pids") and found.HasField("cpu") and found.HasField("memory")
 
 
+def test_an_empty_group_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    """A hierarchy that is not the container's may hold the daemon (a container that has ended)."""
+    write(tmp_path, {"pids/cgroup.procs": "", "openrc/cgroup.procs": "1\n"})
+    groups = {name: str(tmp_path / name) for name in ("openrc", "pids")}
+    assert locate.pids(groups) == []
+    write(tmp_path, {"pids/cgroup.procs": "7\n", "pids/below/cgroup.procs": "8\n"})
+    assert locate.pids(groups) == [7, 8]
+
+
+def test_a_group_that_we_share_is_not_the_containers() -> None:
+    """Only what differs from our own; here everything is ours."""
+    assert locate.apart(os.getpid(), os.getpid()) == {}
+
+
 def test_controllers_are_handed_down_to_a_v2_group(tmp_path: Path) -> None:
     group = tmp_path / "kubepods/pod/c"
     for folder in (group, *group.parents[:3]):
