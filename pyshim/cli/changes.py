@@ -37,6 +37,9 @@ class Change(NamedTuple):
 def content(path: Path) -> bytes | None:
     """What a file holds; None when it is not there.  Raises Problem when it cannot be read."""
     try:
+        # Of a fifo one would wait for a writer.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise Problem(f"{path} is no regular file; move it away, or name another")
         return path.read_bytes()
     except FileNotFoundError:
         return None

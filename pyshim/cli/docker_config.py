@@ -14,6 +14,7 @@ from pyshim.cli.containerd_config import RUNTIME_NAME, RUNTIME_TYPE, ConfigError
 
 FIRST_WITH_FOREIGN_SHIMS, FIRST_WITH_RUNTIME_TYPE = 23, 24
 OURS = {"runtimeType": RUNTIME_TYPE}
+MARK_OF_ORDER = "\ufeff"
 BLANKS = " \t\r\n"
 STEP = "  "
 
@@ -40,6 +41,8 @@ def install(text: str | None, major: int, *, default: bool = False) -> Edit:
                 " the name of its own"
             )
         return Edit(text, f"Docker {major} takes no other shim; see --replace-runc-shim")
+    if text is not None and text.startswith(MARK_OF_ORDER):
+        return _behind_mark(install(text[1:], major, default=default))
     said = ""
     named = RUNTIME_TYPE
     changed = text if text is not None and text.strip(BLANKS) else "{}"
@@ -69,6 +72,10 @@ def uninstall(text: str, before: str | None) -> Edit:
     It becomes ``before`` again when nobody else has edited it.  Raises ConfigError for what is no
     JSON object.
     """
+    if RUNTIME_NAME not in text:
+        return Edit(text)  # nothing of ours, whatever it is
+    if text.startswith(MARK_OF_ORDER):
+        return _behind_mark(uninstall(text[1:], before and before.removeprefix(MARK_OF_ORDER)))
     for major in (FIRST_WITH_FOREIGN_SHIMS, FIRST_WITH_RUNTIME_TYPE):
         for default in (False, True):
             with contextlib.suppress(ConfigError):
@@ -91,6 +98,11 @@ def uninstall(text: str, before: str | None) -> Edit:
         if "default-runtime" in old:
             text = _with_member(text, 0, "default-runtime", old["default-runtime"])
     return Edit(text)
+
+
+def _behind_mark(edit: Edit) -> Edit:
+    """An edit of a text that begins with a byte order mark, which dockerd skips too."""
+    return edit._replace(text=MARK_OF_ORDER + (edit.text or ""))
 
 
 def _is_ours(value: object) -> bool:

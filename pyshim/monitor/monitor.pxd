@@ -365,6 +365,7 @@ cdef void read_source(Relay* relay) noexcept nogil
 cdef void wait_for_destination(Relay* relay) noexcept nogil
 cdef void close_source(Relay* relay) noexcept nogil
 cdef void close_destination(Relay* relay) noexcept nogil
+cdef void drop_residue(Relay* relay) noexcept nogil
 cdef void end_relay(Relay* relay, int error) noexcept nogil
 cdef void free_relay(Relay* relay) noexcept nogil
 cdef void destination_failed(Relay* relay, int error) noexcept nogil

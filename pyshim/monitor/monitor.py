@@ -1376,6 +1376,11 @@ def close_destination(relay):
         )
         close(relay.destination)
         relay.destination = -1
+    drop_residue(relay)
+
+
+def drop_residue(relay):
+    """Throws away what was read and not yet written."""
     if relay.residue != cython.NULL:
         munmap(relay.residue, SCRATCH_BYTES)
         relay.residue = cython.NULL
@@ -1407,12 +1412,18 @@ def free_relay(relay):
 
 
 def destination_failed(relay, error):
-    """A container must not block on a log that is gone: from now on its output is thrown away."""
+    """A container must not block on a log that is gone: from now on its output is thrown away.
+
+    Of a file only what it did not take is: there may be room for what comes next.
+    """
     if relay.flags & RELAY_STDIN or relay.draining:
         end_relay(relay, error)
         return
     relay.error = error
-    close_destination(relay)
+    if kind_of(relay.destination) == S_IFREG:
+        drop_residue(relay)
+    else:
+        close_destination(relay)
     read_source(relay)
 
 

@@ -9,7 +9,7 @@ from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate, v1, v2
 from pyshim.monitor.fds import memfd
 from pyshim.runtime import command
-from pyshim.service import commands, exits, states
+from pyshim.service import commands, exits, start, states
 from pyshim.service.states import Status
 from pyshim.stdio.streams import Streams
 from pyshim.ttrpc.status import Code, StatusError
@@ -35,6 +35,8 @@ async def kill(task: Task, call: state_pb2.Call) -> None:
         return
     request = task_pb2.KillRequest.FromString(call.payload)
     container = task.container(request.id)
+    if request.exec_id:
+        await start.settled(task, container, request.exec_id)
     process = task.process(request.id, request.exec_id)
     if not call.token:
         states.check(process, "kill")

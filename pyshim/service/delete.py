@@ -30,6 +30,7 @@ async def delete(task: Task, call: state_pb2.Call) -> None:
     if _answered_before(task, call, request):
         return
     container = task.container(request.id)
+    await start.settled(task, container, request.exec_id)
     process = task.process(request.id, request.exec_id)
     if not call.token and not process.failed:
         states.check(process, "delete")

@@ -16,6 +16,9 @@ from pyshim.ttrpc.status import Code, StatusError, text_of
 if TYPE_CHECKING:
     from pyshim.service.task import Task
 
+# Longer than a runtime command may take.
+SETTLED_TIMEOUT_S = commands.COMMAND_TIMEOUT_S + 10
+
 
 async def start(task: Task, call: state_pb2.Call) -> None:
     """The call Start.  A failure has the text of the Go shim."""
@@ -90,6 +93,21 @@ async def _launch(
         # Not before the answer: a service that takes the call over reads the pid again.
         remove_files(container, process)
     exits.settle(task, container)
+
+
+async def settled(task: Task, container: state_pb2.Container, exec_id: str) -> None:
+    """Waits for a Start that is under way: what becomes of the process is not known before.
+
+    As in the Go shim, whose Start holds the process.  Raises StatusError UNAVAILABLE at the bound.
+    """
+
+    def over() -> bool:
+        process = container.execs.get(exec_id) if exec_id else container.init
+        key = f"{container.id}/{exec_id}"
+        return key not in task.beginning and (process is None or not process.starting)
+
+    if not await task.store.until(over, SETTLED_TIMEOUT_S):
+        raise StatusError(Code.UNAVAILABLE, "the process is still being started; try again")
 
 
 def _action(process: state_pb2.Process) -> str:

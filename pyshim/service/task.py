@@ -193,6 +193,9 @@ class Task:
         process = self.process(request.id, request.exec_id)
         if process.id:
             states.check(process, "resize")
+        if max(request.width, request.height) > terminal.MAX_SIZE:
+            text = f"{request.width} × {request.height} characters; at most {terminal.MAX_SIZE}"
+            raise StatusError(Code.INVALID_ARGUMENT, text)
         master = self.store.held.get(process.master_tag)
         if master is not None:
             terminal.set_size(master, request.width, request.height)

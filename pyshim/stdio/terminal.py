@@ -22,6 +22,7 @@ from pyshim.stdio.streams import Streams, add_stdin, clear, let_go, open_output
 from pyshim.ttrpc.status import Code, StatusError
 
 TERMINAL_TIMEOUT_S = 10
+MAX_SIZE = 2**16 - 1  # struct winsize
 
 
 def console(store: Store, bundle: str, process: state_pb2.Process) -> Streams:

@@ -5,6 +5,7 @@ All of 21 to 37 apply.  The counts of 26, 32, 35 and 37 are a tenth, or so, of t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -173,6 +174,23 @@ def test_25_a_log_that_takes_no_more_stops_nobody(host: Host, small_folder: Path
         text = path.read_bytes()
         assert 0 < len(text) <= 64 * KIB
         assert numbers(200_000).startswith(text)
+
+
+def test_25_a_log_goes_on_when_there_is_room_again(host: Host, small_folder: Path) -> None:
+    filler, log = small_folder / "filler", small_folder / "log"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(KIB))
+    stdin = fifo(small_folder.parent / "in")
+    script = "echo lost; read x; echo kept; exit 4"
+    container = host.started("/bin/sh", "-c", script, stdin=stdin, stdout=f"file://{log}")
+    eventually(lambda: not host.services(), "the first line has been tried")
+    filler.unlink()
+    with stdin.open("wb") as writer:
+        writer.write(b"go on\n")
+    assert container.wait().exit_status == 4
+    container.finish()
+    assert log.read_text() == "kept\n"
 
 
 @pytest.mark.parametrize("who", ["init", "exec"])

@@ -264,6 +264,42 @@ def test_a_container_is_pausing_while_the_runtime_is_at_it(host: Host, tmp_path:
     container.end()
 
 
+@pytest.mark.parametrize("method", ["Delete", "Kill"])
+def test_what_is_being_started_is_waited_for(
+    running: Container, tmp_path: Path, method: str
+) -> None:
+    """Else it would be forgotten, and run on; here a runtime that is slow at both of its ends."""
+    host = running.host
+    gate = Gate(tmp_path)
+    container = host.started(*SLEEP, runtime=fake_runtime(tmp_path, after_exec=gate.text))
+    container.exec("e", *SLEEP)
+    start = container.send("Start", task_pb2.StartRequest(id=container.name, exec_id="e"))
+    eventually(gate.reached, "the runtime has made the process")
+    request = {
+        "Delete": task_pb2.DeleteRequest(id=container.name, exec_id="e"),
+        "Kill": task_pb2.KillRequest(id=container.name, exec_id="e", signal=9),
+    }[method]
+    stream = container.send(method, request)
+    gate.open()
+    assert container.receive(start, task_pb2.StartResponse).pid > 0
+    if method == "Delete":
+        with pytest.raises(StatusError, match="cannot delete a running process"):
+            container.receive(stream, task_pb2.DeleteResponse)
+        container.kill(exec_id="e")
+    else:
+        container.receive(stream, Empty)
+    assert container.wait("e").exit_status == 137
+    container.delete("e")
+    container.end()
+
+
+def test_a_size_that_no_terminal_has(running: Container) -> None:
+    request = task_pb2.ResizePtyRequest(id=running.name, width=70_000, height=1)
+    with pytest.raises(StatusError) as caught:
+        running.call("ResizePty", request, Empty)
+    assert caught.value.code == Code.INVALID_ARGUMENT
+
+
 def test_a_signal_that_there_is_not(host: Host) -> None:
     container = make_running(host)
     for number in (65, 2**31, 2**32 - 1):

@@ -57,6 +57,19 @@ def test_the_default(major: int, name: str) -> None:
     assert json.loads(left) == {"default-runtime": "crun", "debug": False}
 
 
+def test_a_byte_order_mark_stays() -> None:
+    text = '\ufeff{"log-driver": "json-file"}'
+    changed = install(text, 24).text
+    assert changed is not None and changed.startswith('\ufeff{"log-driver"')
+    assert uninstall(changed, text).text == text
+    assert uninstall(changed, None).text == text
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{,}", "null", "\ufeff{}"])
+def test_what_has_nothing_of_ours_is_left_as_it_is(text: str) -> None:
+    assert uninstall(text, None).text == text
+
+
 def test_docker_23_needs_nothing() -> None:
     edit = install(None, 23)
     assert edit.text is None
