@@ -54,6 +54,8 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
     if given.ttrpc_address:
         os.environ["TTRPC_ADDRESS"] = given.ttrpc_address
     folder = os.environ.get("PYSHIM_SOCKET_DIR") or given.socket_dir or address.DEFAULT_FOLDER
+    if not folder.startswith("/"):
+        raise StartError(f"the sockets' folder {folder} is relative; PYSHIM_SOCKET_DIR is a path")
     path = address.socket_path(folder, flags.address, flags.namespace, group)
     url = f"{address.SCHEME}{path}"
     with contextlib.ExitStack() as undo:

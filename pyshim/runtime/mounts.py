@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import posixpath
 import threading
@@ -14,6 +15,7 @@ from pyshim.runtime import idmap, loopdevice
 
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MAX_STACKED_MOUNTS = 64
+MAX_LINKS = 40  # the kernel's (path_resolution(7))
 MS_BIND, MS_REC, MS_REMOUNT, MS_RDONLY = 0x1000, 0x4000, 0x20, 1
 CLONE_FS = 0x200
 # Options by what they set and by what they clear; the last word counts (containerd's table).
@@ -80,9 +82,30 @@ def mount_all(mounts: Sequence[Mount], rootfs: str) -> None:
 
 
 def inside(rootfs: str, target: str) -> str:
-    """The path of ``target`` below ``rootfs``; ``..`` does not lead out.  Pure."""
-    relative = posixpath.normpath(f"/{target}").lstrip("/")
-    return os.path.join(rootfs, relative) if relative else rootfs
+    """The path of ``target`` below ``rootfs``, as a process would find it that has its root there.
+
+    Neither ``..`` nor an image's symlinks lead out.  Raises OSError for too many of these.
+    """
+    path = ""
+    links = 0
+    parts = target.split("/")
+    while parts:
+        part = parts.pop(0)
+        if part == "..":
+            path = posixpath.dirname(path)
+        if part in {"", ".", ".."}:
+            continue
+        try:
+            link = os.readlink(f"{rootfs}{path}/{part}")
+        except OSError:  # no link, or not there, which mount(2) will say
+            path = f"{path}/{part}"
+            continue
+        links += 1
+        if links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
+        path = "" if link.startswith("/") else path
+        parts[:0] = link.split("/")
+    return f"{rootfs}{path.rstrip('/')}"
 
 
 def mount_one(mount: Mount, target: str) -> None:

@@ -7,6 +7,7 @@ ends finds it by that token.  So none is lost with a service, and none runs twic
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -147,6 +148,23 @@ async def track(store: Store, pid: int) -> None:
     if error:
         text = f"process {pid}, which the OCI runtime started, has gone without a trace"
         raise StatusError(Code.UNKNOWN, f"{text}: {os.strerror(error)}")
+
+
+async def unmake(store: Store, call: state_pb2.Call, container: state_pb2.Container) -> None:
+    """Has the runtime kill and forget a container that it has made, for a call that then failed."""
+    call.token = 0
+    with contextlib.suppress(StatusError, OSError):
+        await run(store, call, command.delete(container), container.bundle)
+
+
+async def end(store: Store, pid_path: str) -> None:
+    """Kills and forgets the process that a runtime has noted in the file ``pid_path``."""
+    with contextlib.suppress(StatusError, OSError, ValueError):
+        pid = command.read_pid(pid_path)
+        await track(store, pid)
+        await kill(store, pid, signal.SIGKILL)
+        await exited(store, pid, REPLY_TIMEOUT_S)
+        store.link.send(store.forget(pid))
 
 
 async def kill(store: Store, pid: int, number: int) -> None:

@@ -31,17 +31,21 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     if not call.token:
         spawned = await _begin(task, call, request)
     container = store.state.containers[request.id]
+    made = False
     try:
         status = await commands.outcome(store, call, spawned, container.runtime)
         if status:
             printed = streams.printed(store, container.init)
             text = command.failure(container, "create", status, call.log_size, printed)
             raise StatusError(Code.UNKNOWN, text)
+        made = True
         streams.connect(store, call, container.init)
         await terminal.connect(store, call, container.id, container.init)
         pid = command.read_pid(os.path.join(container.bundle, command.INIT_PID_FILE))
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as error:
+        if made:
+            await commands.unmake(store, call, container)
         _undo(task, call, container, error)
         return
     container.init.pid = pid

@@ -62,17 +62,23 @@ async def _launch(
     spawned = None
     if not call.token:
         spawned = await _begin(task, call, container, process)
+    made = False
     try:
         status = await commands.outcome(store, call, spawned, container.runtime)
         if status:
             printed = streams.printed(store, process)
             text = command.failure(container, _action(process), status, call.log_size, printed)
             raise StatusError(Code.UNKNOWN, text)
+        made = True
         streams.connect(store, call, process)
         await terminal.connect(store, call, container.id, process)
         pid = command.read_pid(command.pid_path(container, process))
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as error:
+        if made and process.id:
+            await commands.end(store, command.pid_path(container, process))
+        elif made:
+            await commands.unmake(store, call, container)
         _fail(task, call, container, process, error)
         return
     process.pid = pid

@@ -14,6 +14,7 @@ NOT_JSON = r"(unexpected end of JSON input|json: .*|invalid character .*)"
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference("version-text", "version-flag", ("labels",)),
+    Difference("no-config", "start-without-a-bundle", ("refused",)),
     Difference("says-what-to-do", "start-without-a-namespace", ("text",)),
     Difference("no-socket-left", "shim-killed-while-containerd-is-away", ("left",)),
     Difference("no-socket-left", "exec-states", ("left",), ("1.7", "2")),

@@ -95,6 +95,30 @@ def test_a_target_does_not_lead_out(tmp_path: Path, rootfs: Path) -> None:
     assert mounts_below(tmp_path) == []
 
 
+@pytest.mark.parametrize("link", ["{outside}", "../../../../{outside}", "other/../{outside}"])
+def test_a_symlink_of_the_image_does_not_lead_out(tmp_path: Path, rootfs: Path, link: str) -> None:
+    outside = folder_with(tmp_path / "outside", "file")
+    image = tmp_path / "image"
+    inner = Path(f"{image}{outside}")
+    inner.mkdir(parents=True)
+    (image / "data").symlink_to(link.format(outside=outside))
+    source = folder_with(tmp_path / "source", "mounted")
+    mounts.mount_all([bound(image), bound(source, target="data")], str(rootfs))
+    assert not (outside / "mounted").exists()
+    assert Path(f"{rootfs}{outside}/mounted").exists()
+    mounts.unmount_all(str(rootfs))
+    assert mounts_below(tmp_path) == []
+
+
+def test_symlinks_in_a_circle(tmp_path: Path, rootfs: Path) -> None:
+    image = folder_with(tmp_path / "image", "file")
+    (image / "a").symlink_to("b")
+    (image / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic links"):
+        mounts.mount_all([bound(image), bound(image, target="a")], str(rootfs))
+    assert mounts_below(tmp_path) == []
+
+
 def test_a_mount_that_fails_undoes_those_before(tmp_path: Path, rootfs: Path) -> None:
     source = folder_with(tmp_path / "source", "file")
     with pytest.raises(OSError, match="nothing"):

@@ -5,6 +5,7 @@ There a container is in the group of whoever started its shim, containerd's own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,17 +17,33 @@ from pyshim.api import task_pb2
 from tests.integration.containerd import BOUND_S, eventually
 from tests.integration.shim import Host, without_pid_namespace
 
+PATIENCE_S = 2
+
+
+def groups() -> str:
+    """Ours in every hierarchy that there is."""
+    return Path("/proc/self/cgroup").read_text()
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Path]:
     """A group in a hierarchy of its own; its processes have gone when the test ends."""
     point = tmp_path / "hierarchy"
     point.mkdir()
-    options = f"none,name=pyshim{os.getpid()}"
-    subprocess.run(
-        ["mount", "-t", "cgroup", "-o", options, "cgroup", str(point)], check=True, timeout=BOUND_S
-    )
+    name = f"name=pyshim{os.getpid()}"
+    mount = ["mount", "-t", "cgroup", "-o", f"none,{name}", "cgroup", str(point)]
+    subprocess.run(mount, check=True, timeout=BOUND_S)
     group = point / "service"
+
+    def gone() -> bool:
+        """The kernel drops a hierarchy that is unmounted when its last group has gone, and late."""
+        subprocess.run(["umount", str(point)], check=True, timeout=BOUND_S)
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: f":{name}:" not in groups(), "it is no more", PATIENCE_S)
+            return True
+        subprocess.run(mount, check=True, timeout=BOUND_S)
+        return False
+
     try:
         group.mkdir()
         yield group
@@ -35,7 +52,8 @@ def service(tmp_path: Path) -> Iterator[Path]:
         for pid in (group / "cgroup.procs").read_text().split():
             (point / "cgroup.procs").write_text(pid)
         group.rmdir()
-        subprocess.run(["umount", str(point)], check=True, timeout=BOUND_S)
+        # A hierarchy that nobody has mounted would be in everybody's way, the Go shim's above all.
+        eventually(gone, "the hierarchy has gone")
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ check those of ``pyshim.service.states`` and not themselves.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
@@ -291,6 +293,37 @@ def test_what_is_being_started_is_waited_for(
     assert container.wait("e").exit_status == 137
     container.delete("e")
     container.end()
+
+
+def test_what_cannot_be_connected_does_not_run_on(running: Container, tmp_path: Path) -> None:
+    """The runtime has made it by then, when it is one with a terminal."""
+    script = "trap '' HUP; while :; do sleep 0.1; done"
+    missing = str(tmp_path / "missing")
+    running.exec("e", "/bin/sh", "-c", script, stdin=missing, terminal=True)
+    with pytest.raises(StatusError, match="missing"):
+        running.start("e")
+    request = task_pb2.PidsRequest(id=running.name)
+
+    def alone() -> bool:
+        found = running.call("Pids", request, task_pb2.PidsResponse).processes
+        return [process.pid for process in found] == [running.state().pid]
+
+    eventually(alone, "only the init is left")
+    running.delete("e")
+
+
+def test_a_create_that_cannot_be_connected_may_be_repeated(host: Host, tmp_path: Path) -> None:
+    container = host.container("/bin/sh", "-c", "trap '' HUP; sleep 1000", edit=with_terminal)
+    with pytest.raises(StatusError, match="missing"):
+        container.create(stdin=tmp_path / "missing", terminal=True)
+    os.mkfifo(tmp_path / "there")
+    container.create(stdin=tmp_path / "there", terminal=True)
+    container.start()
+    container.end()
+
+
+def with_terminal(spec: dict[str, Any]) -> None:
+    spec["process"]["terminal"] = True
 
 
 def test_a_size_that_no_terminal_has(running: Container) -> None:
