@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from pyshim.zygote.address import socket_path as zygote_socket_path
 from pyshim.zygote.messages import Kind
 
 PROBE_TIMEOUT_S = 0.1
+# What it is held for takes a millisecond; `delete` has five seconds for everything.
+LOCK_TIMEOUT_S = 1.0
+LOCK_POLL_S = 0.005
 LAUNCHER_TIMEOUT_S = 30.0
 BACKLOG = 128
 MAX_OOM_SCORE = 1000
@@ -147,14 +151,27 @@ def claim(path: str) -> socket.socket | None:
 def locked(folder: str) -> Iterator[None]:
     """Keeps two starts of one pod from both finding a dead socket and replacing it.
 
-    The folder itself is locked, so that nothing has to lie in it.
+    The folder itself is locked, so that nothing has to lie in it.  Raises StartError at the bound.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while not _lock(fd):
+            if time.monotonic() > deadline:
+                text = f"{folder} has been locked for {LOCK_TIMEOUT_S} s; is a `start` stopped?"
+                raise StartError(text)
+            time.sleep(LOCK_POLL_S)
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_served(path: str) -> bool:

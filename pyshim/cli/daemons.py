@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
-DOCKER_SOCKET = "/run/docker.sock"
 # What systemd gives its services, and the folders that some distributions add.
 SERVICE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TIMEOUT_S = 10

@@ -104,7 +104,8 @@ async def _open_all(
         streams.child[1:] = await logger.start(store, call, name, process, streams.owned)
         return
     for number, uri in ((1, process.stdout), (2, process.stderr)):
-        if number == 2 and uri and uri == process.stdout:
+        if number == 2 and uri and (uri == process.stdout or scheme_of(process.stdout) == "file"):
+            # To one file, whatever the other says (shim.md 2.12).
             streams.child[2] = streams.child[1]
         elif uri:
             reader, writer = os.pipe2(os.O_CLOEXEC)

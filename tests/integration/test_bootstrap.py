@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +89,20 @@ def test_the_containers_of_a_cri_o_pod_share_a_monitor(host: Host) -> None:
         paths.add(done.stdout)
     assert len(paths) == 1
     eventually(lambda: len(host.monitors()) == 1, "one monitor")
+
+
+@pytest.mark.parametrize("action", ["start", "delete"])
+def test_a_lock_that_is_held_is_not_waited_for_long(host: Host, action: str) -> None:
+    """Another `start` may be stopped while it holds the sockets' folder."""
+    bundle = host.bundle("b")
+    host.start(bundle)
+    fd = os.open(host.sockets, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = host.act(action, bundle)
+    finally:
+        os.close(fd)
+    if action == "start":
+        assert "locked" in refused(done)
+    else:
+        assert (done.returncode, done.stderr) == (0, b"")

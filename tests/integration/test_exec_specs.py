@@ -115,6 +115,15 @@ def test_what_cannot_be_run(
     assert sorted(p.name for p in container.bundle.glob("x*")) == []
 
 
+def test_both_outputs_go_to_the_file_of_the_first(container: Container, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    script = "echo out; echo err >&2"
+    streams = {"stdout": f"file://{first}", "stderr": f"file://{second}"}
+    assert container.run("x", "/bin/sh", "-c", script, **streams) == 0
+    assert first.read_text() == "out\nerr\n"
+    assert not second.exists()
+
+
 def test_the_requests_terminal_counts_not_the_specs(container: Container, tmp_path: Path) -> None:
     assert said(container, tmp_path, "/bin/tty", terminal=True) == (1, "not a tty\n")
 

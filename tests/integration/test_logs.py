@@ -91,3 +91,17 @@ def test_a_log_file_whose_folders_are_not_there(containerd: Containerd, tmp_path
         containerd.ctr("container", "delete", "filed")
     assert path.read_text() == "".join(f"{n}\n" for n in range(1, 50001))
     nothing_left(containerd)
+
+
+def test_a_logs_url_is_decoded(containerd: Containerd, tmp_path: Path) -> None:
+    """containerd's clients encode what a URL cannot hold."""
+    log = tmp_path / "a folder/log"
+    flags = ("-d", "--log-uri", f"file://{tmp_path}/a%20folder/log")
+    script = "echo out; echo err >&2"
+    done = containerd.ctr(*containerd.run("spaced", "/bin/sh", "-c", script, flags=flags))
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: containerd.tasks()["spaced"][1] == "STOPPED", "the task has stopped")
+    containerd.ctr("task", "delete", "spaced")
+    containerd.ctr("container", "delete", "spaced")
+    assert sorted(log.read_text().split()) == ["err", "out"]
+    nothing_left(containerd)
