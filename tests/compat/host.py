@@ -212,7 +212,10 @@ class Host:
 
     def await_delete(self, seen: list[tuple[str, dict[str, Any]]]) -> None:
         """Waits for the event of the task's deletion; the Go shim's does not always come."""
-        come = lambda: any(topic == "delete" for topic, _ in seen)  # noqa: E731
+
+        def come() -> bool:
+            return any(topic == "delete" for topic, _ in seen)
+
         if self.shim == OURS:
             eventually(come, "the last event")
             return

@@ -16,11 +16,13 @@ GROUP = {"io.containerd.runc.v2.group": "pod"}
 
 def two(host: Host, annotations: dict[str, str]) -> tuple[RawShim, Rpc, RawShim, Rpc]:
     """Two running containers with the same annotations, and their connections."""
-    made: list[RawShim | Rpc] = []
-    for name in ("first", "second"):
-        raw = host.raw(name)
-        made += [raw, raw.running(annotations=annotations)]
-    return tuple(made)  # type: ignore[return-value]
+    first, second = host.raw("first"), host.raw("second")
+    return (
+        first,
+        first.running(annotations=annotations),
+        second,
+        second.running(annotations=annotations),
+    )
 
 
 def _one_shim(host: Host, annotations: dict[str, str]) -> Observation:
