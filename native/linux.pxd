@@ -274,6 +274,58 @@ cdef extern from "<netinet/tcp.h>" nogil:
 cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char* text, void* address)
 
+# --- used by the relay for datagrams, messages and mappings ---
+cdef extern from "<errno.h>" nogil:
+    enum: EHOSTUNREACH, EMSGSIZE, ENETUNREACH, EPROTONOSUPPORT, ETIMEDOUT
+
+cdef extern from "<stdlib.h>" nogil:
+    void* realloc(void* what, size_t n)
+
+cdef extern from "<string.h>" nogil:
+    int memcmp(const void* a, const void* b, size_t n)
+
+cdef extern from "<unistd.h>" nogil:
+    unsigned int alarm(unsigned int seconds)
+
+cdef extern from "<fcntl.h>" nogil:
+    enum: O_APPEND, O_CREAT
+
+cdef extern from "<signal.h>" nogil:
+    enum: SIG_BLOCK, SIGALRM
+
+cdef extern from "<sys/epoll.h>" nogil:
+    int epoll_pwait(int poller, epoll_event* events, int most, int milliseconds, const sigset_t* m)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum: SYS_recvmmsg, SYS_sendmmsg
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int getsockname(int fd, sockaddr* address, unsigned int* n)
+    ssize_t sendto(int fd, const void* data, size_t n, int flags, const sockaddr* to, unsigned int m)
+    enum: MSG_MORE, MSG_PEEK, SO_BINDTODEVICE, SO_MARK, SO_RCVBUF, SO_RCVBUFFORCE, SO_RXQ_OVFL
+    enum: SOCK_DGRAM
+
+cdef extern from "<netinet/in.h>" nogil:
+    struct in_pktinfo:
+        int ipi_ifindex
+        in_addr ipi_spec_dst
+        in_addr ipi_addr
+    struct in6_pktinfo:
+        in6_addr ipi6_addr
+        unsigned int ipi6_ifindex
+    unsigned short ntohs(unsigned short number)
+    enum: INET6_ADDRSTRLEN, IPPROTO_IP, IPPROTO_SCTP, IPPROTO_UDP, IP_PKTINFO, IP_TOS, IP_TRANSPARENT
+    enum: IPV6_PKTINFO, IPV6_RECVPKTINFO, IPV6_TCLASS
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    enum: TCP_FASTOPEN, TCP_REPAIR, TCP_USER_TIMEOUT
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char* inet_ntop(int family, const void* address, char* text, unsigned int n)
+
 # --- used by the monitor ---
 cdef extern from "<sys/wait.h>" nogil:
     int waitid(int which, pid_t pid, siginfo_t* about, int options)

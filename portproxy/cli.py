@@ -178,6 +178,8 @@ def _listen(mapping: Mapping) -> socket.socket:
 def _spawn(command: list[str], status: int, listener: int) -> int:
     """Executes ``command`` with its status pipe and listener in place; returns its pid."""
     prctl = ctypes.CDLL(None).prctl
+    # docker-proxy's default hides that an answer was cut off; the tool has no reason to.
+    environment = {"PORTPROXY_RESET": "propagate", **os.environ}
     parent = os.getpid()
     sys.stdout.flush()
     pid = os.fork()
@@ -191,7 +193,7 @@ def _spawn(command: list[str], status: int, listener: int) -> int:
         if os.getppid() == parent:  # else it died before the line above
             os.dup2(reply, STATUS_FD)
             os.dup2(taken, LISTENER_FD)
-            os.execv(command[0], command)
+            os.execve(command[0], command, environment)
     except OSError as error:
         os.write(reply, f"1\ncannot run {command[0]}: {error.strerror}".encode())
     finally:

@@ -1,23 +1,31 @@
-"""portproxy-relay: forwards one TCP port of the host to one port of a container.
+"""portproxy-relay: forwards ports of the host to ports of containers.
 
-It takes docker-proxy's place: its options, its status pipe (fd 3), its listener from the engine
-(fd 4), its exit codes.  One epoll loop serves all connections: small data is copied through one
-buffer that all share, bulk data goes through a pipe with splice(2), and a pipe is held only while
-bytes are in it.
+It takes docker-proxy's place: its options, its status pipe (fd 3), its socket from the engine
+(fd 4), its exit codes; or it serves any number of mappings that a file names.  One epoll loop
+serves everything.  Small data is copied through one buffer that all share, bulk data goes through a
+pipe with splice(2), and a pipe is held only while bytes are in it.  Datagrams are received and sent
+in batches.
 
-It must never lose a byte or turn a reset into a clean end, never read what it cannot hand on,
-never exit because of one connection or a lack of file descriptors, and never touch a Python object:
-Cython compiles this file to C without the Python runtime (types are in ``relay.pxd``).
+It must never lose a byte of a connection, never read what it cannot hand on, never exit because of
+one connection or a lack of file descriptors, and never touch a Python object: Cython compiles this
+file to C without the Python runtime (types are in ``relay.pxd``).
 
-Sockets are watched edge-triggered, once, for everything.  ``readable`` and ``writable`` remember
-what the edges said, until a call answers EAGAIN.
+Sockets of connections are watched edge-triggered, once, for everything.  ``readable`` and
+``writable`` remember what the edges said, until a call answers EAGAIN.  Listeners and sockets for
+datagrams are watched level-triggered.
 """
 
 import cython
 from cython.cimports.linux import (
     AF_INET,
     AF_INET6,
+    AF_UNIX,
     CLOCK_MONOTONIC,
+    CMSG_DATA,
+    CMSG_FIRSTHDR,
+    CMSG_LEN,
+    CMSG_NXTHDR,
+    CMSG_SPACE,
     EACCES,
     EADDRINUSE,
     EADDRNOTAVAIL,
@@ -27,8 +35,10 @@ from cython.cimports.linux import (
     EINPROGRESS,
     EINTR,
     EINVAL,
+    ENOBUFS,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
     EPOLL_CTL_MOD,
     EPOLLERR,
     EPOLLET,
@@ -37,79 +47,127 @@ from cython.cimports.linux import (
     EPOLLOUT,
     EPOLLPRI,
     EPOLLRDHUP,
+    EPROTONOSUPPORT,
+    ETIMEDOUT,
     F_GETFL,
     F_SETFD,
     F_SETFL,
     F_SETPIPE_SZ,
     FD_CLOEXEC,
+    INET6_ADDRSTRLEN,
+    IP_PKTINFO,
+    IP_TOS,
+    IP_TRANSPARENT,
+    IPPROTO_IP,
     IPPROTO_IPV6,
+    IPPROTO_SCTP,
     IPPROTO_TCP,
+    IPPROTO_UDP,
+    IPV6_PKTINFO,
+    IPV6_RECVPKTINFO,
+    IPV6_TCLASS,
     IPV6_V6ONLY,
+    MSG_DONTWAIT,
+    MSG_MORE,
     MSG_NOSIGNAL,
+    MSG_PEEK,
     O_ACCMODE,
+    O_APPEND,
     O_CLOEXEC,
+    O_CREAT,
     O_NONBLOCK,
     O_RDONLY,
     O_RDWR,
+    O_WRONLY,
     POLLOUT,
     RLIMIT_NOFILE,
     S_ISFIFO,
     SHUT_WR,
+    SIG_BLOCK,
     SIG_IGN,
     SIG_UNBLOCK,
+    SIGALRM,
     SIGHUP,
     SIGINT,
     SIGPIPE,
     SIGTERM,
     SO_ACCEPTCONN,
+    SO_BINDTODEVICE,
     SO_DOMAIN,
     SO_ERROR,
     SO_KEEPALIVE,
     SO_LINGER,
+    SO_MARK,
     SO_PROTOCOL,
+    SO_RCVBUF,
+    SO_RCVBUFFORCE,
     SO_REUSEADDR,
+    SO_RXQ_OVFL,
     SO_TYPE,
     SOCK_CLOEXEC,
+    SOCK_DGRAM,
     SOCK_NONBLOCK,
     SOCK_STREAM,
     SOL_SOCKET,
     SPLICE_F_NONBLOCK,
+    TCP_FASTOPEN,
     TCP_KEEPCNT,
     TCP_KEEPIDLE,
     TCP_KEEPINTVL,
     TCP_NODELAY,
+    TCP_REPAIR,
+    TCP_USER_TIMEOUT,
+    SYS_recvmmsg,
+    SYS_sendmmsg,
     _exit,
     accept4,
+    alarm,
     bind,
     calloc,
     clock_gettime,
     close,
+    cmsghdr,
     connect,
+    environ,
     epoll_create1,
     epoll_ctl,
     epoll_event,
-    epoll_wait,
+    epoll_pwait,
     errno,
     fcntl,
     free,
     fstat_mode,
     getenv,
+    getpid,
     getrlimit,
+    getsockname,
     getsockopt,
     htons,
+    in6_pktinfo,
+    in_pktinfo,
+    inet_ntop,
     inet_pton,
+    iovec,
     linger,
     listen,
     malloc,
+    memcmp,
     memcpy,
     memset,
+    msghdr,
+    ntohs,
     open,
     pipe2,
     poll,
     pollfd,
+    read,
+    realloc,
     recv,
+    recvmsg,
     rlimit,
     send,
+    sendmsg,
+    sendto,
     setrlimit,
     setsockopt,
     shutdown,
@@ -121,13 +179,17 @@ from cython.cimports.linux import (
     sockaddr,
     sockaddr_in,
     sockaddr_in6,
+    sockaddr_un,
     socket,
     splice,
     stat_mode_t,
+    strchr,
     strcmp,
     strerror,
     strlen,
     strncmp,
+    strrchr,
+    syscall,
     timespec,
     write,
 )
@@ -135,23 +197,17 @@ from cython.cimports.linux import (
 
 def program_main(argc, argv):
     """What a port proxy does, from beginning to end."""
+    set_defaults()
     read_options(argc, argv)
     hold_standard_fds()
     find_status_pipe()
     hold_signals()
     raise_fd_limit()
-    if strcmp(protocol, b"udp") == 0 or strcmp(protocol, b"sctp") == 0:
-        begin(protocol)
-        say(b" is not supported yet; only tcp is")
-        fail()
-    if strcmp(protocol, b"tcp") != 0:
-        begin(b"unsupported protocol ")
-        say(protocol)
-        fail()
-    if use_listen_fd:
-        take_listener()
+    if mappings_path != cython.NULL:
+        read_mappings()
     else:
-        open_listener()
+        add_docker_mapping()
+    open_all()
     serve()
     return 0
 
@@ -159,14 +215,32 @@ def program_main(argc, argv):
 # --- What is asked for -------------------------------------------------------------------------
 
 
-def read_options(argc, argv):
-    """Reads docker-proxy's options as Go's flag package does: -x v, -x=v, --x v, --x=v."""
-    global protocol, host_text, container_text, host_port, container_port, resets_become_fins
+def set_defaults():
+    """What docker-proxy does, where it can be chosen at all."""
+    global protocol, host_text, container_text, host_port, container_port, log_fd, stats_fd
+    global reserve_fd
     protocol = b"tcp"
     host_text = b"0.0.0.0"
-    container_text = cython.NULL
     host_port = NOT_GIVEN
     container_port = NOT_GIVEN
+    log_fd = -1
+    stats_fd = -1
+    reserve_fd = -1
+    next_sockets[0] = -1
+    next_sockets[1] = -1
+    plain.wire = IPPROTO_TCP
+    plain.resets_become_fins = True
+    plain.nodelay = True
+    plain.keepalive_s = KEEPALIVE_S
+    plain.client_bits_v4 = 32
+    plain.client_bits_v6 = 64
+    plain.udp_timeout_ms = UDP_TIMEOUT_MS
+    plain.udp_sessions = UDP_SESSIONS
+    plain.given_fd = -1
+
+
+def read_options(argc, argv):
+    """Reads docker-proxy's options as Go's flag package does: -x v, -x=v, --x v, --x=v."""
     at: cython.int = 1
     name: cython.p_char
     length: cython.size_t
@@ -190,6 +264,8 @@ def read_options(argc, argv):
             set_option(name, length, argv[at + 1] if at + 1 < argc else cython.NULL)
             at += 1
         at += 1
+    if mappings_path != cython.NULL:
+        return
     if container_text == cython.NULL or container_port == NOT_GIVEN:
         begin(b"-container-ip and -container-port say where to forward to; both are needed")
         refuse()
@@ -198,17 +274,16 @@ def read_options(argc, argv):
             b"-host-port says where to listen; give it, or -use-listen-fd with a listener on fd 4"
         )
         refuse()
-    reset: cython.p_char = getenv(b"PORTPROXY_RESET")
-    resets_become_fins = reset != cython.NULL and strcmp(reset, b"fin") == 0
 
 
 def set_option(name, length, value):
     """One option that has a value; NULL when the command line ends before it."""
-    global protocol, host_text, container_text, host_port, container_port
+    global protocol, host_text, container_text, host_port, container_port, mappings_path
     known: cython.bint = named(b"proto", name, length) or named(b"host-ip", name, length)
     known = known or named(b"host-port", name, length)
     known = known or named(b"container-ip", name, length)
-    if not known and not named(b"container-port", name, length):
+    known = known or named(b"container-port", name, length)
+    if not known and not named(b"mappings", name, length):
         begin(b"flag provided but not defined: -")
         say_bytes(name, length)
         refuse()
@@ -218,6 +293,8 @@ def set_option(name, length, value):
         refuse()
     if named(b"proto", name, length):
         protocol = value
+    elif named(b"mappings", name, length):
+        mappings_path = value
     elif named(b"host-port", name, length):
         host_port = port_in(name, length, value)
     elif named(b"container-port", name, length):
@@ -240,16 +317,10 @@ def set_option(name, length, value):
 def set_flag(name, length, value):
     """One option that is true or false, in Go's spellings."""
     global use_listen_fd
-    text: cython.p_const_char = value
-    yes: cython.bint = strcmp(text, b"true") == 0 or strcmp(text, b"1") == 0
-    yes = yes or strcmp(text, b"t") == 0 or strcmp(text, b"T") == 0
-    yes = yes or strcmp(text, b"TRUE") == 0 or strcmp(text, b"True") == 0
-    no: cython.bint = strcmp(text, b"false") == 0 or strcmp(text, b"0") == 0
-    no = no or strcmp(text, b"f") == 0 or strcmp(text, b"F") == 0
-    no = no or strcmp(text, b"FALSE") == 0 or strcmp(text, b"False") == 0
-    if not yes and not no:
+    yes: cython.int = truth(value)
+    if yes < 0:
         begin(b'invalid boolean value "')
-        say(text)
+        say(value)
         say(b'" for -')
         say_bytes(name, length)
         refuse()
@@ -259,6 +330,19 @@ def set_flag(name, length, value):
         print_help()
     elif yes:
         print_version()
+
+
+def truth(text):
+    """1 or 0 for what Go's flag package takes for true or false; -1 for anything else."""
+    yes: cython.bint = strcmp(text, b"true") == 0 or strcmp(text, b"1") == 0
+    yes = yes or strcmp(text, b"t") == 0 or strcmp(text, b"T") == 0
+    yes = yes or strcmp(text, b"TRUE") == 0 or strcmp(text, b"True") == 0
+    if yes:
+        return 1
+    no: cython.bint = strcmp(text, b"false") == 0 or strcmp(text, b"0") == 0
+    no = no or strcmp(text, b"f") == 0 or strcmp(text, b"F") == 0
+    no = no or strcmp(text, b"FALSE") == 0 or strcmp(text, b"False") == 0
+    return 0 if no else -1
 
 
 def named(wanted, name, length):
@@ -275,11 +359,8 @@ def is_flag(name, length):
 
 def port_in(name, length, value):
     """The port number in ``value``."""
-    port: cython.int = 0
     at: cython.size_t = 0
-    while b"0" <= value[at] <= b"9" and port <= LAST_PORT:
-        port = port * 10 + (value[at] - 48)
-        at += 1
+    port: cython.long = whole_number(value, cython.address(at))
     if at == 0 or value[at] != 0 or port > LAST_PORT:
         begin(b'invalid value "')
         say(value)
@@ -287,23 +368,34 @@ def port_in(name, length, value):
         say_bytes(name, length)
         say(b": a port is a number from 0 to 65535")
         refuse()
-    return port
+    return cython.cast(cython.int, port)
+
+
+def whole_number(text, at):
+    """The digits of ``text`` from ``at`` on, which moves behind them; no more than fit."""
+    number: cython.long = 0
+    while b"0" <= text[at[0]] <= b"9" and number < 1000000000:
+        number = number * 10 + (text[at[0]] - 48)
+        at[0] += 1
+    return number
 
 
 def print_help():
     """Prints the options and ends."""
     text: cython.p_const_char = (
         b"Usage: portproxy-relay [OPTIONS]\n"
-        b"Forwards one TCP port; takes the place of docker-proxy.\n"
-        b"  -proto tcp            protocol\n"
+        b"Forwards a port; takes the place of docker-proxy.\n"
+        b"  -proto NAME           tcp, udp or sctp (tcp)\n"
         b"  -host-ip IP           address to listen on (0.0.0.0)\n"
         b"  -host-port PORT       port to listen on\n"
         b"  -container-ip IP      address to forward to\n"
         b"  -container-port PORT  port to forward to\n"
         b"  -use-listen-fd        take the listening socket from fd 4\n"
+        b"  -mappings FILE        forward every line: PROTO IP PORT[-PORT] IP PORT[-PORT] "
+        b"[NAME=VALUE ...]\n"
         b"  -v, -version          print the version\n"
         b"fd 3, if it is a pipe, gets 0 and a newline once the port is open, or 1 and why not.\n"
-        b"PORTPROXY_RESET=fin ends a connection cleanly where the other side was reset.\n"
+        b"PORTPROXY_NAME=VALUE in the environment or /etc/portproxy/docker.toml set the rest.\n"
     )
     write(1, text, strlen(text))
     _exit(0)
@@ -320,6 +412,647 @@ def print_version():
     say(b" portproxy-relay")
     print_line(1)
     _exit(0)
+
+
+# --- Mappings and their settings ---------------------------------------------------------------
+
+
+def add_docker_mapping():
+    """The one mapping of the command line, with what the environment or the file says of it."""
+    known: cython.bint = strcmp(protocol, b"udp") == 0 or strcmp(protocol, b"sctp") == 0
+    if not known and strcmp(protocol, b"tcp") != 0:
+        begin(b"unsupported protocol ")
+        say(protocol)
+        fail()
+    mapping: cython.pointer(Mapping) = new_mapping(protocol)
+    mapping.host_text = host_text
+    mapping.ports = 1
+    read_address(host_text, host_port, cython.address(mapping.host))
+    read_address(container_text, container_port, cython.address(mapping.backends[0].address))
+    mapping.backend_count = 1
+    if use_listen_fd:
+        mapping.given = True
+        mapping.given_fd = LISTENER_FD
+    if not take_environment(mapping):
+        take_settings_file(mapping)
+
+
+def new_mapping(name):
+    """One more mapping with the default settings, at the end of the list; does not fail softly."""
+    global mappings
+    made: cython.pointer(Mapping) = cython.cast(
+        cython.pointer(Mapping), calloc(1, cython.sizeof(Mapping))
+    )
+    if made == cython.NULL:
+        begin(b"no memory for a mapping")
+        fail()
+    made[0] = plain
+    if strcmp(name, b"udp") == 0:
+        made.wire = IPPROTO_UDP
+    elif strcmp(name, b"sctp") == 0:
+        made.wire = IPPROTO_SCTP
+    made.next = mappings
+    mappings = made
+    return made
+
+
+def take_environment(mapping):
+    """Applies PORTPROXY_…; False if there is none, so that the file counts."""
+    found: cython.bint = False
+    at: cython.size_t = 0
+    name: cython.p_char
+    length: cython.size_t
+    wrong: cython.p_const_char
+    while environ != cython.NULL and environ[at] != cython.NULL:
+        name = environ[at]
+        at += 1
+        if strncmp(name, b"PORTPROXY_", 10) != 0:
+            continue
+        name += 10
+        length = 0
+        while name[length] != 0 and name[length] != b"=":
+            length += 1
+        if name[length] == 0 or named(b"CONFIG", name, length):
+            continue
+        found = True
+        wrong = set_setting(mapping, name, length, name + length + 1)
+        if wrong != cython.NULL:
+            begin(b"PORTPROXY_")
+            say_bytes(name, length)
+            say(b" is ignored: ")
+            say(wrong)
+            log_line()
+    return found
+
+
+def read_whole(path):
+    """The text of a file, with a NUL behind it.  NULL if there is none or it is too large."""
+    fd: cython.int = open(path, O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return cython.NULL
+    text: cython.p_char = cython.NULL
+    room: cython.size_t = 0
+    have: cython.size_t = 0
+    done: cython.ssize_t = 1
+    larger: cython.p_char
+    while done != 0:
+        if room - have < 2:
+            room = room * 2 if room > 0 else 8192
+            larger = cython.cast(cython.p_char, realloc(text, room))
+            if larger == cython.NULL or room > SETTINGS_BYTES:
+                free(larger if larger != cython.NULL else text)
+                close(fd)
+                return cython.NULL
+            text = larger
+        done = read(fd, text + have, room - have - 1)
+        if done < 0 and errno != EINTR:
+            free(text)
+            close(fd)
+            return cython.NULL
+        if done > 0:
+            have += done
+    close(fd)
+    text[have] = 0
+    return text
+
+
+def take_settings_file(mapping):
+    """Applies the file of settings; one that is wrong changes nothing but is complained about."""
+    path: cython.p_const_char = getenv(b"PORTPROXY_CONFIG")
+    if path == cython.NULL or path[0] == 0:
+        path = b"/etc/portproxy/docker.toml"
+    text: cython.p_char = read_whole(path)
+    if text == cython.NULL:
+        return
+    draft: Mapping = mapping[0]
+    number: cython.int = 0
+    applies: cython.bint = True
+    has_settings: cython.bint = False
+    wrong: cython.p_const_char = cython.NULL
+    here: cython.p_char = text
+    following: cython.p_char
+    while here != cython.NULL and wrong == cython.NULL:
+        number += 1
+        following = cut_at(here, b"\n")
+        here = skip_blanks(here)
+        if here[0] == b"[":
+            applies = True
+            has_settings = False
+            if strncmp(here, b"[[mapping]]", 11) != 0 and strncmp(here, b"[defaults]", 10) != 0:
+                wrong = b"the tables are [defaults] and [[mapping]]"
+        elif here[0] != 0 and here[0] != b"#":
+            wrong = take_toml_line(
+                here, cython.address(draft), cython.address(applies), cython.address(has_settings)
+            )
+        here = following
+    if wrong == cython.NULL:
+        mapping[0] = draft
+        return
+    begin(path)
+    say(b":")
+    say_number(number)
+    say(b": ")
+    say(wrong)
+    say(b"; the whole file is ignored")
+    log_line()
+
+
+def take_toml_line(text, draft, applies, has_settings):
+    """``name = value``: a condition of this table, or a setting if all conditions hold."""
+    value: cython.p_char = cut_at(text, b"=")
+    if value == cython.NULL:
+        return b"expected NAME = VALUE"
+    length: cython.size_t = 0
+    while text[length] != 0 and text[length] != b" " and text[length] != b"\t":
+        length += 1
+    squeeze(value)
+    condition: cython.int = holds(text, length, value)
+    if condition >= 0:
+        if has_settings[0]:
+            return b"proto, host_ip, host_port, container_ip and container_port come first"
+        if condition == 0:
+            applies[0] = False
+        return cython.NULL
+    has_settings[0] = True
+    # What does not apply is read all the same, so that its mistakes are found.
+    unused: Mapping = draft[0]
+    if applies[0]:
+        return set_setting(draft, text, length, value)
+    return set_setting(cython.address(unused), text, length, value)
+
+
+def holds(name, length, value):
+    """1 or 0: whether a condition fits this proxy; -1 if the name is that of a setting."""
+    number: cython.long
+    at: cython.size_t = 0
+    if is_setting(b"proto", name, length):
+        return strcmp(value, protocol) == 0
+    if is_setting(b"host_ip", name, length):
+        return strcmp(value, host_text) == 0
+    if is_setting(b"container_ip", name, length):
+        return strcmp(value, container_text) == 0
+    number = whole_number(value, cython.address(at))
+    if is_setting(b"host_port", name, length):
+        return number == host_port
+    if is_setting(b"container_port", name, length):
+        return number == container_port
+    return -1
+
+
+def cut_at(text, byte):
+    """Ends ``text`` at the first ``byte`` and gives what follows; NULL if it is not there."""
+    at: cython.p_char = cython.cast(cython.p_char, strchr(text, byte))
+    if at == cython.NULL:
+        return cython.NULL
+    at[0] = 0
+    return at + 1
+
+
+def skip_blanks(text):
+    """``text`` behind its leading blanks."""
+    here: cython.p_char = text
+    while here[0] == b" " or here[0] == b"\t" or here[0] == b"\r":
+        here += 1
+    return here
+
+
+def squeeze(text):
+    """Takes blanks, quotes, brackets and the comment out of a TOML value, in place."""
+    source: cython.p_char = text
+    target: cython.p_char = text
+    quoted: cython.bint = False
+    while source[0] != 0 and (quoted or source[0] != b"#"):
+        if source[0] == b'"' or source[0] == b"'":
+            quoted = not quoted
+        elif not (
+            source[0] == b" "
+            or source[0] == b"\t"
+            or source[0] == b"\r"
+            or source[0] == b"["
+            or source[0] == b"]"
+        ):
+            target[0] = source[0]
+            target += 1
+        source += 1
+    target[0] = 0
+
+
+def is_setting(wanted, name, length):
+    """Whether ``name`` is ``wanted``, in any case and with - for _."""
+    at: cython.size_t
+    byte: cython.char
+    if strlen(wanted) != length:
+        return False
+    for at in range(length):
+        byte = name[at]
+        if b"A" <= byte <= b"Z":
+            byte = byte + 32
+        if byte == b"-":
+            byte = 95
+        if byte != wanted[at]:
+            return False
+    return True
+
+
+def set_setting(mapping, name, length, value):
+    """Sets one of a mapping's settings.  NULL, or what is wrong."""
+    target: cython.pointer(cython.long) = duration_named(mapping, name, length)
+    number: cython.long
+    if target != cython.NULL:
+        number = duration(value)
+        if number < 0:
+            return b"expected a time such as 500ms, 10s, 5m or 1h"
+        target[0] = number
+        return cython.NULL
+    target = count_named(mapping, name, length)
+    if target != cython.NULL:
+        number = amount(value)
+        if number < 0:
+            return b"expected a number, or one with k, M or G"
+        target[0] = number
+        return cython.NULL
+    flag: cython.pointer(cython.bint) = flag_named(mapping, name, length)
+    if flag != cython.NULL:
+        if truth(value) < 0:
+            return b"expected true or false"
+        flag[0] = truth(value)
+        return cython.NULL
+    return set_word(mapping, name, length, value)
+
+
+def duration_named(mapping, name, length):
+    """Where the setting ``name`` is kept, if it is a time."""
+    global drain_ms
+    if is_setting(b"connect_timeout", name, length):
+        return cython.address(mapping.connect_timeout_ms)
+    if is_setting(b"connect_retry", name, length):
+        return cython.address(mapping.connect_retry_ms)
+    if is_setting(b"half_close_timeout", name, length):
+        return cython.address(mapping.half_close_ms)
+    if is_setting(b"idle_timeout", name, length):
+        return cython.address(mapping.idle_ms)
+    if is_setting(b"user_timeout", name, length):
+        return cython.address(mapping.user_timeout_ms)
+    if is_setting(b"udp_timeout", name, length):
+        return cython.address(mapping.udp_timeout_ms)
+    if is_setting(b"udp_oneshot_timeout", name, length):
+        return cython.address(mapping.udp_oneshot_ms)
+    if is_setting(b"drain", name, length):
+        return cython.address(drain_ms)
+    return cython.NULL
+
+
+def count_named(mapping, name, length):
+    """Where the setting ``name`` is kept, if it is a number."""
+    if is_setting(b"keepalive", name, length):
+        return cython.address(mapping.keepalive_s)
+    if is_setting(b"mark", name, length):
+        return cython.address(mapping.mark)
+    if is_setting(b"tos", name, length):
+        return cython.address(mapping.tos)
+    if is_setting(b"max_connections", name, length):
+        return cython.address(mapping.most_connections)
+    if is_setting(b"max_per_client", name, length):
+        return cython.address(mapping.most_per_client)
+    if is_setting(b"client_prefix_v4", name, length):
+        return cython.address(mapping.client_bits_v4)
+    if is_setting(b"client_prefix_v6", name, length):
+        return cython.address(mapping.client_bits_v6)
+    if is_setting(b"connections_per_second", name, length):
+        return cython.address(mapping.connections_per_s)
+    if is_setting(b"bytes_per_second", name, length):
+        return cython.address(mapping.bytes_per_s)
+    if is_setting(b"bytes_per_second_each", name, length):
+        return cython.address(mapping.bytes_per_s_each)
+    if is_setting(b"rcvbuf", name, length):
+        return cython.address(mapping.receive_bytes)
+    if is_setting(b"udp_sessions", name, length):
+        return cython.address(mapping.udp_sessions)
+    return cython.NULL
+
+
+def flag_named(mapping, name, length):
+    """Where the setting ``name`` is kept, if it is true or false."""
+    if is_setting(b"nodelay", name, length):
+        return cython.address(mapping.nodelay)
+    if is_setting(b"fast_open", name, length):
+        return cython.address(mapping.fast_open)
+    if is_setting(b"transparent", name, length):
+        return cython.address(mapping.transparent)
+    return cython.NULL
+
+
+def set_word(mapping, name, length, value):
+    """Sets a setting that is a word or a list.  NULL, or what is wrong."""
+    global log_text, stats_path
+    if is_setting(b"log", name, length):
+        log_text = value
+        return cython.NULL
+    if is_setting(b"stats", name, length):
+        stats_path = value
+        return cython.NULL
+    if is_setting(b"reset", name, length):
+        return choose(cython.address(mapping.resets_become_fins), value, b"propagate", b"fin")
+    if is_setting(b"refuse", name, length):
+        return choose(cython.address(mapping.refusal_is_reset), value, b"fin", b"rst")
+    if is_setting(b"deny_with", name, length):
+        return choose(cython.address(mapping.denial_is_silent), value, b"rst", b"drop")
+    if is_setting(b"proxy_out", name, length):
+        if strcmp(value, b"off") == 0:
+            mapping.header_out = 0
+        elif strcmp(value, b"v1") == 0:
+            mapping.header_out = 1
+        elif strcmp(value, b"v2") == 0:
+            mapping.header_out = 2
+        else:
+            return b"expected off, v1 or v2"
+        return cython.NULL
+    if is_setting(b"balance", name, length):
+        if strcmp(value, b"first") == 0:
+            mapping.balance = FIRST
+        elif strcmp(value, b"round-robin") == 0:
+            mapping.balance = ROUND_ROBIN
+        elif strcmp(value, b"least") == 0:
+            mapping.balance = LEAST
+        elif strcmp(value, b"source") == 0:
+            mapping.balance = SOURCE
+        else:
+            return b"expected first, round-robin, least or source"
+        return cython.NULL
+    if is_setting(b"interface", name, length):
+        if strlen(value) >= cython.sizeof(mapping.interface):
+            return b"no interface has so long a name"
+        memcpy(mapping.interface, value, strlen(value) + 1)
+        return cython.NULL
+    if is_setting(b"source", name, length):
+        mapping.has_source = read_address(value, 0, cython.address(mapping.source))
+        return unless(mapping.has_source, b"expected an IP address")
+    if is_setting(b"access", name, length):
+        mapping.access = read_rules(value)
+        return unless(mapping.access != cython.NULL, b"expected [!]ADDRESS[/BITS],...")
+    if is_setting(b"proxy_in", name, length):
+        mapping.trusted = read_rules(value)
+        return unless(mapping.trusted != cython.NULL, b"expected ADDRESS[/BITS],...")
+    if is_setting(b"backends", name, length):
+        return read_backends(mapping, value)
+    return b"no setting has this name"
+
+
+def unless(good, text):
+    """NULL if all is well, else ``text``."""
+    if good:
+        return cython.NULL
+    return text
+
+
+def choose(flag, value, no, yes):
+    """Sets a flag that is spelled with two words.  NULL, or what is wrong."""
+    if strcmp(value, yes) == 0:
+        flag[0] = True
+        return cython.NULL
+    if strcmp(value, no) == 0:
+        flag[0] = False
+        return cython.NULL
+    return b"the value is not one of the two that there are"
+
+
+def duration(text):
+    """Milliseconds in ``text``, whose unit is seconds if it has none; -1 if it is no time."""
+    at: cython.size_t = 0
+    number: cython.long = whole_number(text, cython.address(at))
+    if at == 0 or number > 1000000000:
+        return -1
+    if strcmp(text + at, b"ms") == 0:
+        return number
+    if text[at] == 0 or strcmp(text + at, b"s") == 0:
+        return number * 1000
+    if strcmp(text + at, b"m") == 0:
+        return number * 60000
+    return number * 3600000 if strcmp(text + at, b"h") == 0 else -1
+
+
+def amount(text):
+    """The number in ``text``, with a power of 1024 behind it if it has a letter; -1 if none."""
+    at: cython.size_t = 0
+    number: cython.long = whole_number(text, cython.address(at))
+    if at == 0 or number > 1000000000:
+        return -1
+    if text[at] == 0:
+        return number
+    if text[at + 1] != 0:
+        return -1
+    if text[at] == b"k" or text[at] == b"K":
+        return number << 10
+    if text[at] == b"M":
+        return number << 20
+    return number << 30 if text[at] == b"G" else -1
+
+
+def next_word(text, at, word):
+    """Copies the next word of a list with commas.  False at the end, or if the word is too long."""
+    n: cython.size_t = 0
+    while text[at[0]] == b",":
+        at[0] += 1
+    while text[at[0]] != 0 and text[at[0]] != b",":
+        if n == WORD_BYTES - 1:
+            return False
+        word[n] = text[at[0]]
+        n += 1
+        at[0] += 1
+    word[n] = 0
+    return n > 0
+
+
+def read_rules(text):
+    """Reads ``[!]ADDRESS[/BITS],…``; ``all`` stands for every address.  NULL if it is wrong."""
+    rules: cython.pointer(Rules) = cython.cast(
+        cython.pointer(Rules), calloc(1, cython.sizeof(Rules))
+    )
+    word: cython.char[WORD_BYTES]
+    at: cython.size_t = 0
+    while rules != cython.NULL and next_word(text, cython.address(at), word):
+        if rules.count == RULES or not read_rule(word, cython.address(rules.rules[rules.count])):
+            free(rules)
+            return cython.NULL
+        rules.allows = rules.allows or not rules.rules[rules.count].denies
+        rules.count += 1
+    if rules != cython.NULL and (rules.count == 0 or text[at] != 0):
+        free(rules)
+        return cython.NULL
+    return rules
+
+
+def read_rule(word, rule):
+    """Reads one rule.  False if it is wrong."""
+    text: cython.p_char = word
+    address: sockaddr_in6
+    at: cython.size_t = 0
+    width: cython.long
+    bits: cython.long
+    if text[0] == b"!":
+        rule.denies = True
+        text += 1
+    if strcmp(text, b"all") == 0:
+        rule.bits = 0
+        return True
+    tail: cython.p_char = cut_at(text, b"/")
+    if not read_address(text, 0, cython.address(address)):
+        return False
+    width = 32 if address.sin6_family == AF_INET else 128
+    bits = width
+    if tail != cython.NULL:
+        bits = whole_number(tail, cython.address(at))
+        if at == 0 or tail[at] != 0 or bits > width:
+            return False
+    flatten(cython.address(address), rule.address)
+    rule.bits = cython.cast(cython.uchar, bits + 128 - width)
+    return True
+
+
+def read_backends(mapping, text):
+    """Adds ``IP:PORT,…`` to the places to forward to.  NULL, or what is wrong."""
+    word: cython.char[WORD_BYTES]
+    at: cython.size_t = 0
+    digit: cython.size_t
+    port: cython.long
+    colon: cython.p_char
+    host: cython.p_char
+    while next_word(text, cython.address(at), word):
+        host = word
+        colon = cython.cast(cython.p_char, strrchr(word, b":"))
+        if colon == cython.NULL or mapping.backend_count == BACKENDS:
+            return b"expected up to 8 of IP:PORT"
+        colon[0] = 0
+        if host[0] == b"[" and colon > host + 1 and (colon - 1)[0] == b"]":
+            host += 1
+            (colon - 1)[0] = 0
+        digit = 0
+        port = whole_number(colon + 1, cython.address(digit))
+        if digit == 0 or colon[1 + digit] != 0 or port > LAST_PORT:
+            return b"expected up to 8 of IP:PORT"
+        if not read_address(
+            host,
+            cython.cast(cython.int, port),
+            cython.address(mapping.backends[mapping.backend_count].address),
+        ):
+            return b"expected up to 8 of IP:PORT"
+        mapping.backend_count += 1
+    return cython.NULL
+
+
+def read_mappings():
+    """Reads -mappings: one mapping a line, all served by this process."""
+    text: cython.p_char = read_whole(mappings_path)
+    wrong: cython.p_const_char
+    following: cython.p_char
+    number: cython.int = 0
+    take_environment(cython.address(plain))
+    if text == cython.NULL:
+        begin(b"cannot read ")
+        say(mappings_path)
+        fail()
+    while text != cython.NULL:
+        number += 1
+        following = cut_at(text, b"\n")
+        text = skip_blanks(text)
+        if text[0] != 0 and text[0] != b"#":
+            wrong = read_mapping(text)
+            if wrong != cython.NULL:
+                begin(mappings_path)
+                say(b":")
+                say_number(number)
+                say(b": ")
+                say(wrong)
+                fail()
+        text = following
+    if mappings == cython.NULL:
+        begin(mappings_path)
+        say(b" has no mapping")
+        fail()
+
+
+def read_mapping(text):
+    """Reads ``PROTO IP PORT[-PORT] IP PORT[-PORT] [NAME=VALUE …]``.  NULL, or what is wrong."""
+    words: cython.p_char[5]
+    rest: cython.p_char = text
+    at: cython.int
+    for at in range(5):
+        if rest == cython.NULL or rest[0] == 0:
+            return b"expected PROTO IP PORT[-PORT] IP PORT[-PORT] [NAME=VALUE ...]"
+        words[at] = rest
+        rest = cut_at(rest, b" ")
+        if rest != cython.NULL:
+            rest = skip_blanks(rest)
+    if strcmp(words[0], b"tcp") != 0 and strcmp(words[0], b"udp") != 0:
+        if strcmp(words[0], b"sctp") != 0:
+            return b"the protocols are tcp, udp and sctp"
+    mapping: cython.pointer(Mapping) = new_mapping(words[0])
+    first: cython.int
+    last: cython.int
+    first = 0
+    last = 0
+    if not read_ports(words[2], cython.address(first), cython.address(last)):
+        return b"a port is a number from 0 to 65535, or two of them with - between"
+    mapping.ports = last - first + 1
+    mapping.host_text = words[1]
+    if not read_address(words[1], first, cython.address(mapping.host)):
+        return b"the second word is the IP address to listen on"
+    if not read_ports(words[4], cython.address(first), cython.address(last)):
+        return b"a port is a number from 0 to 65535, or two of them with - between"
+    if last != first and last - first + 1 != mapping.ports:
+        return b"the ranges differ in size"
+    mapping.spread = last != first
+    if not read_address(words[3], first, cython.address(mapping.backends[0].address)):
+        return b"the fourth word is the IP address to forward to"
+    mapping.backend_count = 1
+    return take_words(mapping, rest)
+
+
+def take_words(mapping, text):
+    """Applies the settings at the end of a mapping's line.  NULL, or what is wrong."""
+    word: cython.p_char = text
+    rest: cython.p_char
+    value: cython.p_char
+    wrong: cython.p_const_char
+    number: cython.long
+    while word != cython.NULL and word[0] != 0 and word[0] != b"\r":
+        rest = cut_at(word, b" ")
+        value = cut_at(word, b"=")
+        if value == cython.NULL:
+            return b"expected NAME=VALUE"
+        if strcmp(word, b"fd") == 0:
+            number = amount(value)
+            if number < 0 or mapping.ports != 1:
+                return b"fd= names one inherited socket, for one port"
+            mapping.given = True
+            mapping.given_fd = cython.cast(cython.int, number)
+        else:
+            wrong = set_setting(mapping, word, strlen(word), value)
+            if wrong != cython.NULL:
+                return wrong
+        word = skip_blanks(rest) if rest != cython.NULL else cython.NULL
+    return cython.NULL
+
+
+def read_ports(text, first, last):
+    """Reads ``PORT`` or ``PORT-PORT``.  False if it is neither."""
+    at: cython.size_t = 0
+    begin_at: cython.size_t
+    low: cython.long = whole_number(text, cython.address(at))
+    high: cython.long = low
+    if at == 0 or low > LAST_PORT:
+        return False
+    if text[at] == b"-":
+        at += 1
+        begin_at = at
+        high = whole_number(text, cython.address(at))
+        if at == begin_at:
+            return False
+    if text[at] != 0 or high > LAST_PORT or high < low:
+        return False
+    first[0] = cython.cast(cython.int, low)
+    last[0] = cython.cast(cython.int, high)
+    return True
 
 
 # --- What it starts with -----------------------------------------------------------------------
@@ -354,15 +1087,20 @@ def hold_signals():
     signal(SIGHUP, SIG_IGN)
     signal(SIGINT, leave)
     signal(SIGTERM, leave)
+    signal(SIGALRM, leave)
     sigemptyset(cython.address(wanted))
     sigaddset(cython.address(wanted), SIGINT)
     sigaddset(cython.address(wanted), SIGTERM)
+    sigaddset(cython.address(wanted), SIGALRM)
     sigprocmask(SIG_UNBLOCK, cython.address(wanted), cython.NULL)
 
 
 def leave(number):
     """Ends at once: the engine waits for us; the kernel closes what is open."""
-    _exit(0)
+    global told_to_end
+    if drain_ms <= 0 or told_to_end:
+        _exit(0)
+    told_to_end = True
 
 
 def raise_fd_limit():
@@ -373,7 +1111,7 @@ def raise_fd_limit():
         setrlimit(RLIMIT_NOFILE, cython.address(limit))
 
 
-# --- The listener ------------------------------------------------------------------------------
+# --- Addresses ---------------------------------------------------------------------------------
 
 
 def read_address(text, port, address):
@@ -388,13 +1126,24 @@ def read_address(text, port, address):
         return False
     address.sin6_family = AF_INET6
     address.sin6_port = htons(port)
+    unmap(address)
+    return True
+
+
+def unmap(address):
+    """Turns a mapped IPv4 address into a plain one."""
+    four: cython.pointer(sockaddr_in) = cython.cast(cython.pointer(sockaddr_in), address)
+    number: cython.uchar[4]
     at: cython.int
+    if address.sin6_family != AF_INET6:
+        return
     for at in range(12):
         if address.sin6_addr.s6_addr[at] != (0 if at < 10 else 255):
-            return True
-    memcpy(cython.address(four.sin_addr), cython.address(address.sin6_addr.s6_addr[12]), 4)
+            return
+    memcpy(number, cython.address(address.sin6_addr.s6_addr[12]), 4)
+    memset(cython.address(address.sin6_addr), 0, 16)
     four.sin_family = AF_INET
-    return True
+    memcpy(cython.address(four.sin_addr), number, 4)
 
 
 def address_bytes(address):
@@ -404,53 +1153,214 @@ def address_bytes(address):
     return cython.sizeof(sockaddr_in6)
 
 
+def flatten(address, target):
+    """The sixteen bytes that rules and counters compare: an IPv4 address becomes a mapped one."""
+    four: cython.pointer(sockaddr_in) = cython.cast(cython.pointer(sockaddr_in), address)
+    if address.sin6_family == AF_INET:
+        memset(target, 0, 10)
+        target[10] = 255
+        target[11] = 255
+        memcpy(target + 12, cython.address(four.sin_addr), 4)
+    else:
+        memcpy(target, cython.address(address.sin6_addr), 16)
+
+
+def is_within(address, network, bits):
+    """Whether the first ``bits`` of two addresses are the same."""
+    whole: cython.int = bits // 8
+    if memcmp(address, network, whole) != 0:
+        return False
+    rest: cython.int = bits - whole * 8
+    return rest == 0 or (address[whole] >> (8 - rest)) == (network[whole] >> (8 - rest))
+
+
+def admits(rules, peer):
+    """Whether the first rule that fits ``peer`` allows it, or none fits and none allows any."""
+    address: cython.uchar[16]
+    at: cython.int
+    flatten(peer, address)
+    for at in range(rules.count):
+        if is_within(address, rules.rules[at].address, rules.rules[at].bits):
+            return not rules.rules[at].denies
+    return not rules.allows
+
+
+def is_any(address):
+    """Whether it stands for all addresses of its family."""
+    four: cython.pointer(sockaddr_in) = cython.cast(cython.pointer(sockaddr_in), address)
+    at: cython.int
+    if address.sin6_family == AF_INET:
+        return four.sin_addr.s_addr == 0
+    for at in range(16):
+        if address.sin6_addr.s6_addr[at] != 0:
+            return False
+    return True
+
+
+# --- Listeners ---------------------------------------------------------------------------------
+
+
 def set_number(fd, level, name, value):
     """Sets a socket option; the relay works without each of them."""
     setsockopt(fd, level, name, cython.address(value), cython.sizeof(cython.int))
 
 
-def tune(fd):
-    """No delay, and keepalive as docker-proxy has it.  Accepted sockets inherit a listener's."""
-    set_number(fd, IPPROTO_TCP, TCP_NODELAY, 1)
-    set_number(fd, SOL_SOCKET, SO_KEEPALIVE, 1)
-    set_number(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_S)
-    set_number(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_S)
-    set_number(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES)
+def tune(fd, mapping):
+    """Delay and keepalive as docker-proxy has them.  Accepted sockets inherit a listener's."""
+    seconds: cython.int = cython.cast(cython.int, mapping.keepalive_s)
+    if mapping.wire == IPPROTO_SCTP:
+        tune_sctp(fd)
+        return
+    if mapping.nodelay:
+        set_number(fd, IPPROTO_TCP, TCP_NODELAY, 1)
+    if seconds > 0:
+        set_number(fd, SOL_SOCKET, SO_KEEPALIVE, 1)
+        set_number(fd, IPPROTO_TCP, TCP_KEEPIDLE, seconds)
+        set_number(fd, IPPROTO_TCP, TCP_KEEPINTVL, seconds)
+        set_number(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES)
+    if mapping.user_timeout_ms > 0:
+        set_number(
+            fd, IPPROTO_TCP, TCP_USER_TIMEOUT, cython.cast(cython.int, mapping.user_timeout_ms)
+        )
 
 
-def open_listener():
-    """Opens the host's port, or reports why it cannot and ends."""
-    global listener
-    read_address(host_text, host_port, cython.address(host))
-    listener = socket(host.sin6_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
-    if listener < 0:
-        fail_to_listen(b"socket")
-    set_number(listener, SOL_SOCKET, SO_REUSEADDR, 1)
-    if host.sin6_family == AF_INET6:
-        set_number(listener, IPPROTO_IPV6, IPV6_V6ONLY, 1)
-    address: cython.pointer(sockaddr) = cython.cast(cython.pointer(sockaddr), cython.address(host))
-    if bind(listener, address, address_bytes(cython.address(host))) < 0:
-        fail_to_listen(b"bind")
-    if listen(listener, BACKLOG) < 0:
-        fail_to_listen(b"listen")
+def tune_sctp(fd):
+    """As many streams as there can be, and with each message what it was sent with."""
+    streams: cython.ushort[4]
+    wanted: cython.uchar[16]
+    streams[0] = SCTP_STREAMS
+    streams[1] = SCTP_STREAMS
+    streams[2] = 0
+    streams[3] = 0
+    setsockopt(fd, IPPROTO_SCTP, SCTP_INITMSG, streams, 8)
+    set_number(fd, IPPROTO_SCTP, SCTP_NODELAY, 1)
+    memset(wanted, 0, 16)
+    wanted[0] = 1
+    # Kernels know different numbers of events; the first, which is meant, is in all of them.
+    setsockopt(fd, IPPROTO_SCTP, SCTP_EVENTS, wanted, 8)
 
 
-def take_listener():
-    """Takes fd 4 as the listener, if it is one for TCP; otherwise reports that and ends."""
-    global listener
-    domain: cython.int = number_of(LISTENER_FD, SO_DOMAIN)
-    kind: cython.int = number_of(LISTENER_FD, SO_TYPE)
-    wire: cython.int = number_of(LISTENER_FD, SO_PROTOCOL)
+def kind_of(mapping):
+    """The type of a mapping's sockets."""
+    return SOCK_DGRAM if mapping.wire == IPPROTO_UDP else SOCK_STREAM
+
+
+def new_socket(mapping, family):
+    """A socket for a mapping, not connected yet; -1 with errno if there is none."""
+    wire: cython.int = IPPROTO_SCTP if mapping.wire == IPPROTO_SCTP else 0
+    return socket(family, kind_of(mapping) | SOCK_CLOEXEC | SOCK_NONBLOCK, wire)
+
+
+def open_all():
+    """Opens every port of every mapping, or reports which one cannot be opened and ends."""
+    global poller
+    mapping: cython.pointer(Mapping) = mappings
+    at: cython.int
+    poller = epoll_create1(EPOLL_CLOEXEC)
+    if poller < 0:
+        fail_to_listen(mappings, 0, b"epoll")
+    while mapping != cython.NULL:
+        mapping.any_host = is_any(cython.address(mapping.host)) or mapping.given
+        mapping.listeners = cython.cast(
+            cython.pointer(Listener), calloc(mapping.ports, cython.sizeof(Listener))
+        )
+        if mapping.most_per_client > 0:
+            mapping.clients = cython.cast(
+                cython.pointer(cython.pointer(Client)),
+                calloc(CLIENT_BUCKETS, cython.sizeof(cython.pointer(Client))),
+            )
+            if mapping.clients == cython.NULL:
+                mapping.most_per_client = 0
+        if mapping.listeners == cython.NULL:
+            begin(b"no memory for so many ports")
+            fail()
+        for at in range(mapping.ports):
+            mapping.listeners[at].mapping = mapping
+            mapping.listeners[at].offset = at
+            mapping.listeners[at].batch = 1
+            open_listener(cython.address(mapping.listeners[at]))
+        mapping = mapping.next
+
+
+def open_listener(listener):
+    """Opens one port, or takes it over; a failure ends the program."""
+    mapping: cython.pointer(Mapping) = listener.mapping
+    datagrams_only: cython.bint = mapping.wire == IPPROTO_UDP
+    listener.kind = OF_DATAGRAMS if datagrams_only else OF_STREAMS
+    if mapping.given:
+        take_listener(listener)
+    else:
+        bind_listener(listener)
+    if datagrams_only:
+        tune_datagrams(listener)
+    else:
+        tune(listener.fd, mapping)
+        if mapping.fast_open:
+            set_number(listener.fd, IPPROTO_TCP, TCP_FASTOPEN, FAST_OPEN_QUEUE)
+        if number_of(listener.fd, SO_ACCEPTCONN) == 0 and listen(listener.fd, BACKLOG) < 0:
+            fail_to_listen(mapping, listener.offset, b"listen")
+    if not watch(listener.fd, listener, EPOLLIN, EPOLL_CTL_ADD):
+        fail_to_listen(mapping, listener.offset, b"epoll")
+
+
+def bind_listener(listener):
+    """Makes the socket and binds it."""
+    mapping: cython.pointer(Mapping) = listener.mapping
+    address: sockaddr_in6 = mapping.host
+    address.sin6_port = htons(ntohs(mapping.host.sin6_port) + listener.offset)
+    listener.fd = new_socket(mapping, address.sin6_family)
+    if listener.fd < 0:
+        fail_to_listen(mapping, listener.offset, b"socket")
+    # Connections of a former run may still be in TIME_WAIT.  For datagrams the option would let
+    # two sockets have one port.
+    if mapping.wire != IPPROTO_UDP:
+        set_number(listener.fd, SOL_SOCKET, SO_REUSEADDR, 1)
+    if address.sin6_family == AF_INET6:
+        set_number(listener.fd, IPPROTO_IPV6, IPV6_V6ONLY, 1)
+    bound: cython.int = bind(
+        listener.fd,
+        cython.cast(cython.pointer(sockaddr), cython.address(address)),
+        address_bytes(cython.address(address)),
+    )
+    if bound < 0:
+        fail_to_listen(mapping, listener.offset, b"bind")
+
+
+def take_listener(listener):
+    """Takes a socket that was opened by somebody else, if it is of the kind that is meant."""
+    mapping: cython.pointer(Mapping) = listener.mapping
+    fd: cython.int = mapping.given_fd
+    domain: cython.int = number_of(fd, SO_DOMAIN)
+    wire: cython.int = number_of(fd, SO_PROTOCOL)
     good: cython.bint = domain == AF_INET or domain == AF_INET6
-    good = good and kind == SOCK_STREAM and (wire == IPPROTO_TCP or wire == IPPROTO_MPTCP)
+    good = good and number_of(fd, SO_TYPE) == kind_of(mapping)
+    good = good and (
+        wire == mapping.wire or (mapping.wire == IPPROTO_TCP and wire == IPPROTO_MPTCP)
+    )
     if not good:
-        begin(b"unexpected socket type for listener fd: fd 4 is not a TCP socket")
+        begin(b"unexpected socket type for listener fd: fd ")
+        say_number(fd)
+        say(b" is not a ")
+        say(protocol_name(mapping.wire, True))
+        say(b" socket")
         fail()
-    listener = LISTENER_FD
-    fcntl(listener, F_SETFD, FD_CLOEXEC)
-    fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) | O_NONBLOCK)
-    if number_of(listener, SO_ACCEPTCONN) == 0 and listen(listener, BACKLOG) < 0:
-        fail_to_listen(b"listen")
+    listener.fd = fd
+    fcntl(fd, F_SETFD, FD_CLOEXEC)
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
+
+
+def tune_datagrams(listener):
+    """Has the kernel say which of our addresses a datagram was sent to."""
+    mapping: cython.pointer(Mapping) = listener.mapping
+    if number_of(listener.fd, SO_DOMAIN) == AF_INET6:
+        set_number(listener.fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+    else:
+        set_number(listener.fd, IPPROTO_IP, IP_PKTINFO, 1)
+    if mapping.receive_bytes > 0:
+        size: cython.int = cython.cast(cython.int, mapping.receive_bytes)
+        set_number(listener.fd, SOL_SOCKET, SO_RCVBUF, size)
+        set_number(listener.fd, SOL_SOCKET, SO_RCVBUFFORCE, size)
+    set_number(listener.fd, SOL_SOCKET, SO_RXQ_OVFL, 1)
 
 
 def number_of(fd, name):
@@ -461,14 +1371,35 @@ def number_of(fd, name):
     return value
 
 
-def fail_to_listen(what):
+def protocol_name(wire, large):
+    """The name of a protocol, as a sentence or an address has it."""
+    if wire == IPPROTO_UDP:
+        return either(large, b"UDP", b"udp")
+    if wire == IPPROTO_SCTP:
+        return either(large, b"SCTP", b"sctp")
+    return either(large, b"TCP", b"tcp")
+
+
+def either(first, yes, no):
+    """One of two texts."""
+    if first:
+        return yes
+    return no
+
+
+def fail_to_listen(mapping, offset, what):
     """Reports errno of the call ``what`` in docker-proxy's words and ends."""
     number: cython.int = errno
+    port: cython.int = ntohs(mapping.host.sin6_port) + offset
+    if mapping.wire == IPPROTO_SCTP and number == EPROTONOSUPPORT:
+        begin(b"protocol not supported")
+        fail()
     begin(b"failed to listen on ")
-    say_address(host_text, host_port)
-    say(b": listen tcp")
-    say(b"4 " if host.sin6_family == AF_INET else b"6 ")
-    say_address(host_text, host_port)
+    say_address(mapping.host_text, port)
+    say(b": listen ")
+    say(protocol_name(mapping.wire, False))
+    say(b"4 " if mapping.host.sin6_family == AF_INET else b"6 ")
+    say_address(mapping.host_text, port)
     say(b": ")
     say(what)
     say(b": ")
@@ -486,6 +1417,8 @@ def reason(number):
         return b"permission denied"
     if number == ECONNREFUSED:
         return b"connection refused"
+    if number == ETIMEDOUT:
+        return b"connection timed out"
     return strerror(number)
 
 
@@ -493,44 +1426,65 @@ def reason(number):
 
 
 def serve():
-    """Reports success and serves connections for ever."""
-    global poller
+    """Reports success and serves for ever."""
+    global loop_ms, reserve_fd
     events: epoll_event[EVENTS]
-    count: cython.int
     at: cython.int
-    read_address(container_text, container_port, cython.address(container))
-    tune(listener)
-    poller = epoll_create1(EPOLL_CLOEXEC)
-    if poller < 0 or not watch(listener, cython.NULL, EPOLLIN, EPOLL_CTL_ADD):
-        fail_to_listen(b"epoll")
-    if not prepare_socket():
-        pause()
+    count: cython.int
+    blocked: sigset_t
+    usual: sigset_t
+    open_log()
+    open_stats()
+    reserve_fd = open(b"/dev/null", O_RDONLY | O_CLOEXEC)
+    # A signal can then come only where it ends the wait: none is missed.
+    sigemptyset(cython.address(blocked))
+    sigaddset(cython.address(blocked), SIGINT)
+    sigaddset(cython.address(blocked), SIGTERM)
+    sigprocmask(SIG_BLOCK, cython.address(blocked), cython.address(usual))
     if has_status_pipe:
         write(STATUS_FD, b"0\n", 2)
         close(STATUS_FD)
+    loop_ms = now_ms()
     while True:
-        count = epoll_wait(poller, events, EVENTS, patience())
+        count = epoll_pwait(poller, events, EVENTS, patience(), cython.address(usual))
+        loop_ms = now_ms()
         for at in range(count):
-            if events[at].data.ptr == cython.NULL:
-                accept_clients()
-            else:
-                take_event(
-                    cython.cast(cython.pointer(Side), events[at].data.ptr), events[at].events
-                )
+            take_any_event(cython.cast(cython.p_uchar, events[at].data.ptr), events[at].events)
+        run_timers()
         run_busy()
         free_closed()
-        if paused and now_ms() >= resume_at_ms:
+        if paused_first != cython.NULL and loop_ms >= resume_at_ms:
             resume()
+        if told_to_end and not draining:
+            begin_drain()
+        if draining and links == 0:
+            _exit(0)
+
+
+def take_any_event(what, events):
+    """Hands an event to whom it belongs to: the first byte of each struct says what it is."""
+    if what[0] == OF_SIDE:
+        take_event(cython.cast(cython.pointer(Side), what), events)
+    elif what[0] == OF_STREAMS:
+        accept_clients(cython.cast(cython.pointer(Listener), what))
+    elif what[0] == OF_DATAGRAMS:
+        receive_requests(cython.cast(cython.pointer(Listener), what))
+    else:
+        receive_answers(cython.cast(cython.pointer(Session), what))
 
 
 def patience():
     """How long epoll_wait may take, in milliseconds."""
-    if busy_first != cython.NULL:
+    left: cython.long = -1
+    if busy_first != cython.NULL or draining != told_to_end:
         return 0
-    if not paused:
-        return -1
-    left: cython.long = resume_at_ms - now_ms()
-    return cython.cast(cython.int, left) if left > 0 else 0
+    if timer_count > 0:
+        left = timers[1].at_ms - loop_ms
+        left = left if left > 0 else 0
+    if paused_first != cython.NULL and (left < 0 or resume_at_ms - loop_ms < left):
+        left = resume_at_ms - loop_ms
+        left = left if left > 0 else 0
+    return cython.cast(cython.int, left)
 
 
 def now_ms():
@@ -540,117 +1494,755 @@ def now_ms():
     return now.tv_sec * 1000 + now.tv_nsec // 1000000
 
 
-def watch(fd, side, events, operation):
-    """Has epoll report ``events`` of ``fd`` as those of ``side``; NULL stands for the listener."""
+def watch(fd, what, events, operation):
+    """Has epoll report ``events`` of ``fd`` as those of ``what``."""
     event: epoll_event
     event.events = events
-    event.data.ptr = side
+    event.data.ptr = what
     return epoll_ctl(poller, operation, fd, cython.address(event)) == 0
 
 
-def accept_clients():
+def begin_drain():
+    """Closes the ports; connections have until the alarm, whose handler ends the program."""
+    global draining
+    mapping: cython.pointer(Mapping) = mappings
+    at: cython.int
+    draining = True
+    while mapping != cython.NULL:
+        for at in range(mapping.ports):
+            watch(
+                mapping.listeners[at].fd,
+                cython.address(mapping.listeners[at]),
+                0,
+                EPOLL_CTL_DEL,
+            )
+            close(mapping.listeners[at].fd)
+            mapping.listeners[at].fd = -1
+        mapping = mapping.next
+    alarm(cython.cast(cython.uint, ((least(drain_ms, LONGEST_DRAIN_MS) + 999) // 1000)))
+
+
+def least(a, b):
+    """The smaller of two numbers."""
+    return a if a < b else b
+
+
+# --- Timers ------------------------------------------------------------------------------------
+
+
+def set_timer(timer, at_ms):
+    """Has ``timer`` run out at ``at_ms``; 0 takes it out.  Without memory it never runs out."""
+    global timers, timer_room, timer_count
+    larger: cython.pointer(cython.pointer(Timer))
+    room: cython.int
+    if at_ms == 0:
+        drop_timer(timer)
+        return
+    timer.at_ms = at_ms
+    if timer.place == 0:
+        if timer_count + 2 > timer_room:
+            room = timer_room * 2 if timer_room > 0 else 32
+            larger = cython.cast(
+                cython.pointer(cython.pointer(Timer)),
+                realloc(timers, room * cython.sizeof(cython.pointer(Timer))),
+            )
+            if larger == cython.NULL:
+                return
+            timers = larger
+            timer_room = room
+        timer_count += 1
+        timer.place = timer_count
+        timers[timer_count] = timer
+    sift(timer)
+
+
+def drop_timer(timer):
+    """Takes a timer out of the heap, if it is in it."""
+    global timer_count
+    place: cython.int = timer.place
+    if place == 0:
+        return
+    timer.place = 0
+    timer_count -= 1
+    if place <= timer_count:
+        timers[place] = timers[timer_count + 1]
+        timers[place].place = place
+        sift(timers[place])
+
+
+def sift(timer):
+    """Moves a timer to where it belongs."""
+    place: cython.int = timer.place
+    child: cython.int
+    while place > 1 and timers[place // 2].at_ms > timer.at_ms:
+        timers[place] = timers[place // 2]
+        timers[place].place = place
+        place = place // 2
+    while place * 2 <= timer_count:
+        child = place * 2
+        if child < timer_count and timers[child + 1].at_ms < timers[child].at_ms:
+            child += 1
+        if timers[child].at_ms >= timer.at_ms:
+            break
+        timers[place] = timers[child]
+        timers[place].place = place
+        place = child
+    timers[place] = timer
+    timer.place = place
+
+
+def run_timers():
+    """Does what is due."""
+    timer: cython.pointer(Timer)
+    while timer_count > 0 and timers[1].at_ms <= loop_ms:
+        timer = timers[1]
+        drop_timer(timer)
+        if timer.kind == OF_LINK:
+            link_due(cython.cast(cython.pointer(Link), timer))
+        elif timer.kind == OF_SESSION:
+            session_due(cython.cast(cython.pointer(Session), timer))
+        else:
+            send_totals()
+
+
+# --- Clients -----------------------------------------------------------------------------------
+
+
+def accept_clients(listener):
     """Accepts what waits.  Each client finds the socket for its container side ready."""
     global pause_ms
     client: cython.int
+    peer: sockaddr_in6
+    size: cython.uint
     for _ in range(ACCEPTS):
-        if paused:
+        if listener.paused or draining:
             return
-        client = accept4(listener, cython.NULL, cython.NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+        if not prepare_socket(listener.mapping):
+            pause(listener)
+            return
+        size = cython.sizeof(sockaddr_in6)
+        memset(cython.address(peer), 0, size)
+        client = accept4(
+            listener.fd,
+            cython.cast(cython.pointer(sockaddr), cython.address(peer)),
+            cython.address(size),
+            SOCK_CLOEXEC | SOCK_NONBLOCK,
+        )
         if client >= 0:
-            begin_link(client)
-            if prepare_socket():
-                pause_ms = 0
-            else:
-                pause()
+            pause_ms = 0
+            unmap(cython.address(peer))
+            begin_link(listener, client, cython.address(peer))
         elif errno == EAGAIN:
             return
         elif errno != EINTR and errno != ECONNABORTED and not free_spare_pipes():
-            pause()
+            pause(listener)
 
 
-def prepare_socket():
+def prepare_socket(mapping):
     """Makes the next connection's socket in advance.  False if there is no file descriptor."""
-    global next_socket
-    next_socket = socket(container.sin6_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
-    if next_socket < 0 and free_spare_pipes():
-        next_socket = socket(container.sin6_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
-    if next_socket < 0:
-        return False
-    tune(next_socket)
-    return True
+    family: cython.int = mapping.backends[0].address.sin6_family
+    slot: cython.int = 0 if family == AF_INET else 1
+    if mapping.wire != IPPROTO_TCP or next_sockets[slot] >= 0:
+        return True
+    next_sockets[slot] = new_socket(mapping, family)
+    if next_sockets[slot] < 0 and free_spare_pipes():
+        next_sockets[slot] = new_socket(mapping, family)
+    return next_sockets[slot] >= 0
 
 
-def pause():
+def take_socket(mapping, family):
+    """The prepared socket of a family, or a new one; -1 if there is none."""
+    slot: cython.int = 0 if family == AF_INET else 1
+    fd: cython.int
+    if mapping.wire == IPPROTO_TCP and next_sockets[slot] >= 0:
+        fd = next_sockets[slot]
+        next_sockets[slot] = -1
+        return fd
+    fd = new_socket(mapping, family)
+    if fd < 0 and free_spare_pipes():
+        fd = new_socket(mapping, family)
+    return fd
+
+
+def pause(listener):
     """Leaves clients in the backlog for a while; doubled each time, shorter if an fd gets free."""
-    global paused, pause_ms, resume_at_ms
-    paused = True
-    pause_ms = FIRST_PAUSE_MS if pause_ms == 0 else pause_ms * 2
-    if pause_ms > LONGEST_PAUSE_MS:
-        pause_ms = LONGEST_PAUSE_MS
-    resume_at_ms = now_ms() + pause_ms
-    watch(listener, cython.NULL, 0, EPOLL_CTL_MOD)
+    global paused_first, pause_ms, resume_at_ms
+    if listener.paused:
+        return
+    if paused_first == cython.NULL:
+        pause_ms = FIRST_PAUSE_MS if pause_ms == 0 else pause_ms * 2
+        if pause_ms > LONGEST_PAUSE_MS:
+            pause_ms = LONGEST_PAUSE_MS
+        resume_at_ms = loop_ms + pause_ms
+    listener.paused = True
+    listener.next_paused = paused_first
+    paused_first = listener
+    listener.mapping.pauses += 1
+    watch(listener.fd, listener, 0, EPOLL_CTL_MOD)
 
 
 def resume():
-    """Accepts again, unless there is still no file descriptor."""
-    global paused
-    if next_socket < 0 and not prepare_socket():
-        pause()
+    """Accepts again.  Who has waited through the longest pause for nothing is let go."""
+    global paused_first
+    listener: cython.pointer(Listener) = paused_first
+    following: cython.pointer(Listener)
+    paused_first = cython.NULL
+    while listener != cython.NULL:
+        following = listener.next_paused
+        listener.paused = False
+        if not draining:
+            watch(listener.fd, listener, EPOLLIN, EPOLL_CTL_MOD)
+            if pause_ms == LONGEST_PAUSE_MS:
+                accept_clients(listener)
+                if listener.paused:
+                    shed(listener)
+        listener = following
+
+
+def shed(listener):
+    """Resets the clients that wait, so that they fail at once, with the descriptor kept for it."""
+    global reserve_fd
+    client: cython.int
+    if reserve_fd < 0:
         return
-    paused = False
-    watch(listener, cython.NULL, EPOLLIN, EPOLL_CTL_MOD)
+    close(reserve_fd)
+    for _ in range(ACCEPTS):
+        client = accept4(listener.fd, cython.NULL, cython.NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+        if client < 0:
+            break
+        listener.mapping.shed += 1
+        reset_on_close(client)
+        close(client)
+    reserve_fd = open(b"/dev/null", O_RDONLY | O_CLOEXEC)
 
 
-def begin_link(client):
-    """Connects a new client to the container."""
-    global next_socket
+def turn_away(mapping, client):
+    """Closes a client that is not let in."""
+    if mapping.denial_is_silent:
+        # A socket under repair is closed without a word; without the capability it is a reset.
+        set_number(client, IPPROTO_TCP, TCP_REPAIR, 1)
+    reset_on_close(client)
+    close(client)
+
+
+def within_limits(mapping, peer, counter):
+    """Whether one more connection of ``peer`` may be; if so its address is counted."""
+    if mapping.most_connections > 0 and mapping.connections >= mapping.most_connections:
+        return False
+    if mapping.most_per_client > 0:
+        counter[0] = client_of(mapping, peer)
+        if counter[0] == cython.NULL or counter[0].connections >= mapping.most_per_client:
+            return False
+    if mapping.connections_per_s > 0:
+        if refill(cython.address(mapping.accept_bucket), mapping.connections_per_s * 1000) < 1000:
+            return False
+        mapping.accept_bucket.tokens -= 1000
+    return True
+
+
+def client_of(mapping, peer):
+    """The counter of the network that ``peer`` is in.  NULL without memory."""
+    address: cython.uchar[16]
+    bits: cython.long = 96 + mapping.client_bits_v4
+    if peer.sin6_family == AF_INET6:
+        bits = mapping.client_bits_v6
+    at: cython.int
+    slot: cython.uint = 40503
+    flatten(peer, address)
+    for at in range(16):
+        if at * 8 >= bits:
+            address[at] = 0
+        elif at * 8 + 8 > bits:
+            address[at] &= 255 << (at * 8 + 8 - bits)
+        slot = (slot ^ address[at]) * 16777619
+    slot %= CLIENT_BUCKETS
+    found: cython.pointer(Client) = mapping.clients[slot]
+    while found != cython.NULL:
+        if memcmp(found.address, address, 16) == 0:
+            return found
+        found = found.next
+    found = cython.cast(cython.pointer(Client), calloc(1, cython.sizeof(Client)))
+    if found != cython.NULL:
+        memcpy(found.address, address, 16)
+        found.next = mapping.clients[slot]
+        mapping.clients[slot] = found
+    return found
+
+
+def forget_client(mapping, client):
+    """Frees a counter that has come to nothing."""
+    slot: cython.uint = 40503
+    at: cython.int
+    place: cython.pointer(cython.pointer(Client))
+    for at in range(16):
+        slot = (slot ^ client.address[at]) * 16777619
+    place = cython.address(mapping.clients[slot % CLIENT_BUCKETS])
+    while place[0] != client:
+        place = cython.address(place[0].next)
+    place[0] = client.next
+    free(client)
+
+
+def refill(bucket, rate):
+    """The tokens in a bucket, to which ``rate`` are added a second."""
+    most: cython.long = rate if rate < 100000 else rate // 10
+    gained: cython.long
+    if bucket.at_ms == 0:
+        bucket.tokens = most
+        bucket.at_ms = loop_ms
+    gained = rate * least(loop_ms - bucket.at_ms, 1000) // 1000
+    if gained > 0:
+        bucket.tokens = least(bucket.tokens + gained, most)
+        bucket.at_ms = loop_ms
+    return bucket.tokens
+
+
+def begin_link(listener, client, peer):
+    """Takes a new client, if it may come, and connects it to the container."""
+    global links
+    mapping: cython.pointer(Mapping) = listener.mapping
     link: cython.pointer(Link) = cython.cast(cython.pointer(Link), calloc(1, cython.sizeof(Link)))
+    at: cython.int
     if link == cython.NULL:
         reset_on_close(client)
         close(client)
-        close(next_socket)
-        next_socket = -1
         return
-    at: cython.int
     for at in range(2):
+        link.sides[at].kind = OF_SIDE
         link.sides[at].link = link
         link.sides[at].other = cython.address(link.sides[1 - at])
         link.sides[at].pipe_in = -1
+        link.sides[at].fd = -1
+    link.timer.kind = OF_LINK
+    link.mapping = mapping
+    link.offset = listener.offset
+    link.begun_ms = loop_ms
+    link.active_ms = loop_ms
+    link.backend = -1
+    link.peer = peer[0]
     link.sides[0].fd = client
-    link.sides[1].fd = next_socket
-    next_socket = -1
     link.sides[0].writable = True
-    link.connecting = True
-    address: cython.pointer(sockaddr) = cython.cast(
-        cython.pointer(sockaddr), cython.address(container)
-    )
+    header: cython.bint = mapping.trusted != cython.NULL and admits(mapping.trusted, peer)
+    if not header and not let_in(link):
+        turn_away(mapping, client)
+        free(link)
+        return
+    links += 1
+    mapping.connections += 1
+    mapping.accepted += 1
+    if not watch(
+        client,
+        cython.address(link.sides[0]),
+        EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET,
+        EPOLL_CTL_ADD,
+    ):
+        close_link(link, True, b"no-memory")
+    elif header:
+        link.phase = AWAITS_HEADER
+        link.until_ms = loop_ms + HEADER_WAIT_MS
+        schedule(link)
+    else:
+        connect_first(link)
+
+
+def let_in(link):
+    """Whether the rules and limits admit the client; counts it if they do not."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    if mapping.access != cython.NULL and not admits(mapping.access, cython.address(link.peer)):
+        mapping.denied += 1
+        return False
+    if not within_limits(mapping, cython.address(link.peer), cython.address(link.client)):
+        link.client = cython.NULL
+        mapping.limited += 1
+        return False
+    if link.client != cython.NULL:
+        link.client.connections += 1
+    return True
+
+
+# --- The PROXY protocol ------------------------------------------------------------------------
+
+
+def read_header(link):
+    """Reads what a trusted client says of the one behind it, and goes on once that is known."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    side: cython.pointer(Side) = cython.address(link.sides[0])
+    have: cython.ssize_t = recv(side.fd, buffer, HEADER_V2_BYTES, MSG_PEEK)
+    size: cython.int = 0
+    if have < 0 and (errno == EAGAIN or errno == EINTR):
+        return
+    if have > 0:
+        size = parse_header(
+            cython.cast(cython.p_uchar, buffer),
+            have,
+            cython.address(link.peer),
+            cython.address(link.local),
+        )
+        if size == PARSE_MORE and not side.hung_up:
+            return
+    if size <= 0 or recv(side.fd, buffer, size, 0) != size:
+        mapping.bad_headers += 1
+        close_link(link, True, b"bad-header")
+        return
+    link.local_known = link.local.sin6_family != 0
+    if not let_in(link):
+        if mapping.denial_is_silent:
+            set_number(side.fd, IPPROTO_TCP, TCP_REPAIR, 1)
+        close_link(link, True, b"denied")
+        return
+    connect_first(link)
+
+
+def parse_header(data, n, peer, local):
+    """Reads a PROXY header, version 1 or 2 (haproxy's proxy-protocol.txt), from ``n`` bytes.
+
+    Gives its length, PARSE_MORE if the end is missing, or PARSE_BAD.  The addresses stay as they
+    are where the header has none.
+    """
+    signature: cython.p_const_char = b"\r\n\r\n\x00\r\nQUIT\n"
+    common: cython.size_t = n if n < 12 else 12
+    if memcmp(data, signature, common) == 0:
+        return PARSE_MORE if n < 16 else parse_binary_header(data, n, peer, local)
+    common = n if n < 6 else 6
+    if memcmp(data, b"PROXY ", common) == 0:
+        return parse_text_header(data, n, peer, local)
+    return PARSE_BAD
+
+
+def parse_binary_header(data, n, peer, local):
+    """Version 2: sixteen bytes, the addresses, and extensions that are skipped."""
+    size: cython.size_t = 16 + (data[14] << 8) + data[15]
+    if data[12] != 0x20 and data[12] != 0x21:
+        return PARSE_BAD
+    if size > HEADER_V2_BYTES:
+        return PARSE_BAD
+    if n < size:
+        return PARSE_MORE
+    if data[12] == 0x20:  # LOCAL: the sender speaks for itself
+        return cython.cast(cython.int, size)
+    if data[13] == 0x11:
+        if size < 28:
+            return PARSE_BAD
+        set_address(peer, AF_INET, data + 16, data + 24)
+        set_address(local, AF_INET, data + 20, data + 26)
+    elif data[13] == 0x21:
+        if size < 52:
+            return PARSE_BAD
+        set_address(peer, AF_INET6, data + 16, data + 48)
+        set_address(local, AF_INET6, data + 32, data + 50)
+    elif data[13] & 0x0F > 2 or data[13] >> 4 > 3:
+        return PARSE_BAD
+    return cython.cast(cython.int, size)
+
+
+def set_address(address, family, number, port):
+    """Fills an address from bytes in network order."""
+    four: cython.pointer(sockaddr_in) = cython.cast(cython.pointer(sockaddr_in), address)
+    memset(address, 0, cython.sizeof(sockaddr_in6))
+    address.sin6_family = family
+    memcpy(cython.address(address.sin6_port), port, 2)
+    if family == AF_INET:
+        memcpy(cython.address(four.sin_addr), number, 4)
+    else:
+        memcpy(cython.address(address.sin6_addr), number, 16)
+        unmap(address)
+
+
+def parse_text_header(data, n, peer, local):
+    """Version 1: one line of words."""
+    text: cython.char[HEADER_V1_BYTES]
+    words: cython.p_char[4]
+    rest: cython.p_char
+    end: cython.size_t = 0
+    at: cython.int
+    while end < n and end < HEADER_V1_BYTES and data[end] != 10:
+        if data[end] == 0:
+            return PARSE_BAD
+        text[end] = data[end]
+        end += 1
+    if end == HEADER_V1_BYTES:
+        return PARSE_BAD
+    if end == n:
+        return PARSE_MORE
+    if end < 8 or text[end - 1] != b"\r":
+        return PARSE_BAD
+    text[end - 1] = 0
+    rest = cython.cast(cython.p_char, text) + 6
+    if strncmp(rest, b"UNKNOWN", 7) == 0 and (rest[7] == 0 or rest[7] == b" "):
+        return cython.cast(cython.int, end + 1)
+    family: cython.int = AF_INET6 if strncmp(rest, b"TCP6 ", 5) == 0 else AF_INET
+    if family == AF_INET and strncmp(rest, b"TCP4 ", 5) != 0:
+        return PARSE_BAD
+    rest += 5
+    for at in range(4):
+        if rest == cython.NULL:
+            return PARSE_BAD
+        words[at] = rest
+        rest = cut_at(rest, b" ")
+    if rest != cython.NULL:
+        return PARSE_BAD
+    source: sockaddr_in6
+    target: sockaddr_in6
+    if not read_named(family, words[0], words[2], cython.address(source)):
+        return PARSE_BAD
+    if not read_named(family, words[1], words[3], cython.address(target)):
+        return PARSE_BAD
+    peer[0] = source
+    local[0] = target
+    return cython.cast(cython.int, end + 1)
+
+
+def read_named(family, text, port, address):
+    """Reads an address of a family and its port.  False if one is wrong."""
+    number: cython.uchar[16]
+    at: cython.size_t = 0
+    value: cython.long = whole_number(port, cython.address(at))
+    wire: cython.ushort
+    if at == 0 or at > 5 or port[at] != 0 or value > LAST_PORT:
+        return False
+    if inet_pton(family, text, number) != 1:
+        return False
+    wire = htons(cython.cast(cython.ushort, value))
+    set_address(address, family, number, cython.cast(cython.p_uchar, cython.address(wire)))
+    return True
+
+
+def owe_header(link):
+    """Has the container get the header before the client's first byte.  False without memory."""
+    global line_length
+    size: cython.uint = cython.sizeof(sockaddr_in6)
+    side: cython.pointer(Side) = cython.address(link.sides[0])
+    if not link.local_known:
+        memset(cython.address(link.local), 0, size)
+        getsockname(
+            side.fd,
+            cython.cast(cython.pointer(sockaddr), cython.address(link.local)),
+            cython.address(size),
+        )
+        unmap(cython.address(link.local))
+    six: cython.bint = link.peer.sin6_family == AF_INET6
+    six = six or link.local.sin6_family == AF_INET6
+    line_length = 0
+    if link.mapping.header_out == 1:
+        say(b"PROXY TCP6 " if six else b"PROXY TCP4 ")
+        say_ip(cython.address(link.peer), six)
+        say(b" ")
+        say_ip(cython.address(link.local), six)
+        say(b" ")
+        say_number(ntohs(link.peer.sin6_port))
+        say(b" ")
+        say_number(ntohs(link.local.sin6_port))
+        say(b"\r\n")
+    else:
+        say_bytes(b"\r\n\r\n\x00\r\nQUIT\n\x21", 13)
+        say_bytes(b"\x21\x00\x24" if six else b"\x11\x00\x0c", 3)
+        say_raw(cython.address(link.peer), six)
+        say_raw(cython.address(link.local), six)
+        say_bytes(cython.cast(cython.p_char, cython.address(link.peer.sin6_port)), 2)
+        say_bytes(cython.cast(cython.p_char, cython.address(link.local.sin6_port)), 2)
+    side.owes_header = True
+    return keep(side, line, line_length)
+
+
+def say_raw(address, six):
+    """Adds the bytes of an address, as an IPv6 one if that is wanted."""
+    flat: cython.uchar[16]
+    flatten(address, flat)
+    if six:
+        say_bytes(cython.cast(cython.p_char, cython.address(flat[0])), 16)
+    else:
+        say_bytes(cython.cast(cython.p_char, cython.address(flat[12])), 4)
+
+
+# --- The container's side ----------------------------------------------------------------------
+
+
+def connect_first(link):
+    """The first try to reach the container."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    link.until_ms = 0
+    if mapping.connect_timeout_ms > 0:
+        link.until_ms = loop_ms + mapping.connect_timeout_ms
+    if mapping.connect_retry_ms > 0:
+        link.retry_until_ms = loop_ms + mapping.connect_retry_ms
+    if mapping.header_out != 0 and not owe_header(link):
+        close_link(link, True, b"no-memory")
+        return
+    connect_backend(link)
+
+
+def pick_backend(mapping, peer, tried):
+    """The number of the backend that is next, of those that no bit of ``tried`` stands for."""
+    best: cython.int = -1
+    attempt: cython.int
+    at: cython.int
+    turn: cython.int
+    start: cython.int = 0
+    flat: cython.uchar[16]
+    hashed: cython.uint = 40503
+    if mapping.backend_count == 1:
+        return -1 if tried else 0
+    if mapping.balance == ROUND_ROBIN:
+        start = mapping.next_backend
+        mapping.next_backend = (start + 1) % mapping.backend_count
+    elif mapping.balance == SOURCE:
+        flatten(peer, flat)
+        for at in range(16):
+            hashed = (hashed ^ flat[at]) * 16777619
+        start = hashed % mapping.backend_count
+    # If all are out, one of them is tried all the same.
+    for attempt in range(2):
+        for turn in range(mapping.backend_count):
+            at = (start + turn) % mapping.backend_count
+            if tried & (1 << at):
+                continue
+            if attempt == 0 and mapping.backends[at].out_until_ms > loop_ms:
+                continue
+            if mapping.balance != LEAST:
+                return at
+            if best < 0 or mapping.backends[at].connections < mapping.backends[best].connections:
+                best = at
+        if best >= 0:
+            return best
+    return -1
+
+
+def connect_backend(link):
+    """Tries to reach a backend."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    side: cython.pointer(Side) = cython.address(link.sides[1])
+    address: sockaddr_in6
+    link.backend = pick_backend(mapping, cython.address(link.peer), link.tried)
+    if link.backend < 0:
+        close_link(link, mapping.refusal_is_reset, b"no-backend")
+        return
+    address = mapping.backends[link.backend].address
+    if mapping.spread:
+        address.sin6_port = htons(ntohs(address.sin6_port) + link.offset)
+    side.fd = take_socket(mapping, address.sin6_family)
+    if side.fd < 0:
+        close_link(link, True, b"no-descriptor")
+        return
+    mapping.backends[link.backend].connections += 1
+    tune(side.fd, mapping)
+    place_socket(side.fd, mapping, cython.address(link.peer), address.sin6_family)
+    link.phase = CONNECTS
     failed: cython.int = connect(
-        link.sides[1].fd, address, address_bytes(cython.address(container))
+        side.fd,
+        cython.cast(cython.pointer(sockaddr), cython.address(address)),
+        address_bytes(cython.address(address)),
     )
     if failed < 0 and errno != EINPROGRESS:
-        complain(errno)
-        close_link(link, False)
+        connect_failed(link, errno)
         return
-    for at in range(2):
-        if not watch(
-            link.sides[at].fd,
-            cython.address(link.sides[at]),
-            EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET,
-            EPOLL_CTL_ADD,
-        ):
-            close_link(link, True)
+    if not watch(
+        side.fd,
+        side,
+        EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET,
+        EPOLL_CTL_ADD,
+    ):
+        close_link(link, True, b"no-memory")
+        return
+    if link.until_ms > 0:
+        schedule(link)
+
+
+def place_socket(fd, mapping, peer, family):
+    """Gives a socket towards the container its source address, interface, mark and class."""
+    source: sockaddr_in6
+    if mapping.mark > 0:
+        set_number(fd, SOL_SOCKET, SO_MARK, cython.cast(cython.int, mapping.mark))
+    if mapping.tos > 0 and family == AF_INET:
+        set_number(fd, IPPROTO_IP, IP_TOS, cython.cast(cython.int, mapping.tos))
+    elif mapping.tos > 0:
+        set_number(fd, IPPROTO_IPV6, IPV6_TCLASS, cython.cast(cython.int, mapping.tos))
+    if mapping.interface[0] != 0:
+        setsockopt(
+            fd, SOL_SOCKET, SO_BINDTODEVICE, mapping.interface, strlen(mapping.interface) + 1
+        )
+    if mapping.fast_open and mapping.wire == IPPROTO_TCP:
+        set_number(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+    if mapping.transparent and peer.sin6_family == family:
+        if family == AF_INET:
+            set_number(fd, IPPROTO_IP, IP_TRANSPARENT, 1)
+        else:
+            set_number(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+        set_number(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        source = peer[0]
+        if bind_source(fd, cython.address(source)):
             return
+        source.sin6_port = 0
+        if bind_source(fd, cython.address(source)):
+            return
+    if mapping.has_source and mapping.source.sin6_family == family:
+        # The port is chosen when it is known where to: else the host's ports run out early.
+        set_number(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        bind_source(fd, cython.address(mapping.source))
+
+
+def bind_source(fd, source):
+    """Binds the container's side.  False if the address cannot be had."""
+    address: cython.pointer(sockaddr) = cython.cast(cython.pointer(sockaddr), source)
+    return bind(fd, address, address_bytes(source)) == 0
+
+
+def connect_failed(link, number):
+    """Tries again or elsewhere, as far as that is asked for; else lets the client go."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    backend: cython.pointer(Backend) = cython.address(mapping.backends[link.backend])
+    complain(cython.address(backend.address), link.offset if mapping.spread else 0, number)
+    mapping.failed += 1
+    count_failure(backend)
+    leave_backend(link)
+    if mapping.backend_count > 1:
+        link.tried |= 1 << link.backend
+        if link.tried != (1 << mapping.backend_count) - 1:
+            connect_backend(link)
+            return
+    if number == ECONNREFUSED and loop_ms < link.retry_until_ms:
+        link.tried = 0
+        link.retry_ms = link.retry_ms * 2 if link.retry_ms > 0 else FIRST_RETRY_MS
+        if link.retry_ms > LONGEST_RETRY_MS:
+            link.retry_ms = LONGEST_RETRY_MS
+        link.phase = WAITS
+        link.wake_ms = least(loop_ms + link.retry_ms, link.retry_until_ms)
+        schedule(link)
+        return
+    close_link(link, mapping.refusal_is_reset, b"backend-unreachable")
+
+
+def leave_backend(link):
+    """Closes the container's side of a connection that never was."""
+    side: cython.pointer(Side) = cython.address(link.sides[1])
+    link.mapping.backends[link.backend].connections -= 1
+    close(side.fd)
+    side.fd = -1
+    side.readable = False
+    side.writable = False
+    side.hung_up = False
+    side.broken = False
+
+
+def count_failure(backend):
+    """Takes a backend out for a while after several failures in a short time."""
+    if backend.failures == 0 or loop_ms - backend.first_failure_ms > BACKEND_WINDOW_MS:
+        backend.failures = 0
+        backend.first_failure_ms = loop_ms
+    backend.failures += 1
+    if backend.failures >= BACKEND_FAILURES:
+        backend.out_until_ms = loop_ms + BACKEND_OUT_MS
+        backend.failures = 0
 
 
 def take_event(side, events):
     """Remembers what an edge says and lets the connection run."""
     link: cython.pointer(Link) = side.link
-    if link.closed:
+    if link.closed or side.fd < 0:
         return
-    if link.connecting and side == cython.address(link.sides[1]):
+    if link.phase == CONNECTS and side == cython.address(link.sides[1]):
         if events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
             finish_connecting(link)
-        if link.closed or link.connecting:
+        if link.closed or link.phase != OPEN:
             return
     if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         side.readable = True
@@ -663,21 +2255,78 @@ def take_event(side, events):
     # The first call to see a socket's error takes it away; here nothing can miss it.
     if events & EPOLLERR and number_of(side.fd, SO_ERROR) > 0:
         side.broken = True
-    if link.connecting:
-        if side.broken:
-            close_link(link, True)
-        return
-    make_busy(link)
+    if link.phase == OPEN:
+        make_busy(link)
+    elif side.broken:
+        close_link(link, True, b"client-reset")
+    elif link.phase == AWAITS_HEADER and side.readable:
+        read_header(link)
 
 
 def finish_connecting(link):
     """The container's side has answered: either it can be used or the client is let go."""
     number: cython.int = number_of(link.sides[1].fd, SO_ERROR)
     if number != 0:
-        complain(number)
-        close_link(link, False)
+        connect_failed(link, number)
         return
-    link.connecting = False
+    link.phase = OPEN
+    link.until_ms = 0
+    link.wake_ms = 0
+    link.active_ms = loop_ms
+    link.mapping.backends[link.backend].failures = 0
+    schedule(link)
+
+
+def schedule(link):
+    """Sets the timer of a connection to whatever is due first."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    at_ms: cython.long = link.wake_ms
+    if link.until_ms > 0:
+        at_ms = sooner(at_ms, link.until_ms)
+    if link.phase == OPEN:
+        if mapping.idle_ms > 0:
+            at_ms = sooner(at_ms, link.active_ms + mapping.idle_ms)
+        if mapping.half_close_ms > 0 and link.sides[0].finished != link.sides[1].finished:
+            at_ms = sooner(at_ms, link.active_ms + mapping.half_close_ms)
+    if at_ms != link.timer.at_ms or link.timer.place == 0:
+        set_timer(cython.address(link.timer), at_ms)
+
+
+def sooner(a, b):
+    """The earlier of two times, of which 0 is none."""
+    return b if a == 0 or b < a else a
+
+
+def link_due(link):
+    """The timer of a connection has run out: one of the reasons for it may be true."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    silent_ms: cython.long = loop_ms - link.active_ms
+    half: cython.bint = link.sides[0].finished != link.sides[1].finished
+    if link.until_ms > 0 and loop_ms >= link.until_ms:
+        if link.phase == AWAITS_HEADER:
+            mapping.bad_headers += 1
+            close_link(link, True, b"bad-header")
+            return
+        link.retry_until_ms = 0
+        if link.phase == CONNECTS:
+            connect_failed(link, ETIMEDOUT)
+        else:
+            close_link(link, mapping.refusal_is_reset, b"backend-unreachable")
+        return
+    if link.wake_ms > 0 and loop_ms >= link.wake_ms:
+        link.wake_ms = 0
+        if link.phase == WAITS:
+            connect_backend(link)
+            return
+        make_busy(link)
+    if link.phase == OPEN and mapping.idle_ms > 0 and silent_ms >= mapping.idle_ms:
+        close_link(link, False, b"idle")
+        return
+    if link.phase == OPEN and half and mapping.half_close_ms > 0:
+        if silent_ms >= mapping.half_close_ms:
+            close_link(link, False, b"half-close")
+            return
+    schedule(link)
 
 
 def make_busy(link):
@@ -713,14 +2362,20 @@ def run_busy():
 
 def run(link):
     """Moves bytes both ways.  True if it stopped only to let others have their turn."""
+    half: cython.bint = link.sides[0].finished or link.sides[1].finished
     client_more: cython.bint = move(cython.address(link.sides[0]))
     container_more: cython.bint = move(cython.address(link.sides[1]))
     settle(link)
-    return not link.closed and (client_more or container_more)
+    if link.closed:
+        return False
+    if link.wake_ms > 0 or half != (link.sides[0].finished or link.sides[1].finished):
+        schedule(link)
+    return client_more or container_more
 
 
 def move(side):
     """Moves bytes from ``side`` to the other.  True if there may be more to move at once."""
+    most: cython.size_t
     for _ in range(TURNS):
         if side.finished or side.other.broken:
             return False
@@ -733,9 +2388,33 @@ def move(side):
             return False
         if not side.readable or not side.other.writable:
             return False
-        if not take_in(side):
+        most = allowance(side.link)
+        if most == 0:
+            side.link.wake_ms = loop_ms + THROTTLE_MS
+            return False
+        if not take_in(side, most):
             return False
     return True
+
+
+def allowance(link):
+    """How many bytes may be read now."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    most: cython.long = SPLICE_BYTES
+    if mapping.bytes_per_s_each > 0:
+        most = least(most, refill(cython.address(link.bucket), mapping.bytes_per_s_each))
+    if mapping.bytes_per_s > 0:
+        most = least(most, refill(cython.address(mapping.byte_bucket), mapping.bytes_per_s))
+    return most if most > 0 else 0
+
+
+def count_bytes(side, n):
+    """Notes that ``n`` bytes were read."""
+    link: cython.pointer(Link) = side.link
+    side.bytes += n
+    link.active_ms = loop_ms
+    link.bucket.tokens -= n
+    link.mapping.byte_bucket.tokens -= n
 
 
 def hand_over(side):
@@ -754,9 +2433,15 @@ def hand_over(side):
                 side.piped,
                 SPLICE_F_NONBLOCK,
             )
+        elif side.link.mapping.wire == IPPROTO_SCTP:
+            done = send_message(other.fd, side.owed, side.owed_to)
         else:
+            # A header shares its segment with the first data, if these are there already.
             done = send(
-                other.fd, side.owed + side.owed_from, side.owed_to - side.owed_from, MSG_NOSIGNAL
+                other.fd,
+                side.owed + side.owed_from,
+                side.owed_to - side.owed_from,
+                MSG_NOSIGNAL | (MSG_MORE if side.owes_header and side.readable else 0),
             )
         if done < 0:
             if errno == EINTR:
@@ -765,6 +2450,7 @@ def hand_over(side):
             if errno != EAGAIN:
                 other.broken = True
             return False
+        side.link.active_ms = loop_ms
         if side.piped != 0:
             side.piped -= done
             if side.piped == 0:
@@ -774,20 +2460,23 @@ def hand_over(side):
             if side.owed_from == side.owed_to:
                 free(side.owed)
                 side.owed = cython.NULL
+                side.owes_header = False
     return True
 
 
-def take_in(side):
+def take_in(side, most):
     """Reads from ``side`` while nothing is owed.  False if there is nothing to do now."""
+    if side.link.mapping.wire == IPPROTO_SCTP:
+        return copy_message(side)
     if side.splices and not side.cannot_splice and take_pipe(side):
-        return fill_pipe(side)
-    return copy(side)
+        return fill_pipe(side, most)
+    return copy(side, most if most < BUFFER_BYTES else BUFFER_BYTES)
 
 
-def copy(side):
+def copy(side, most):
     """Reads into the shared buffer and writes from it; what does not fit out is kept."""
     other: cython.pointer(Side) = side.other
-    size: cython.ssize_t = recv(side.fd, buffer, BUFFER_BYTES, 0)
+    size: cython.ssize_t = recv(side.fd, buffer, most, 0)
     if size <= 0:
         if size < 0 and errno == EINTR:
             return True
@@ -797,12 +2486,13 @@ def copy(side):
         side.ended = True
         side.broken = side.broken or size < 0
         return True
+    count_bytes(side, size)
     if size >= FULL_READ_BYTES:
         side.splices = True
         side.short_reads = 0
     # A short read has emptied the socket, and what comes later makes an edge; a FIN or an
     # out-of-band mark that is already there does not.
-    if size < BUFFER_BYTES and not side.hung_up and not side.urgent:
+    if size < most and not side.hung_up and not side.urgent:
         side.readable = False
     done: cython.ssize_t = send(other.fd, buffer, size, MSG_NOSIGNAL)
     if done < 0:
@@ -830,12 +2520,13 @@ def keep(side, data, n):
     return True
 
 
-def fill_pipe(side):
+def fill_pipe(side, most):
     """Splices from ``side`` into its pipe, which is empty: so EAGAIN can only mean the socket."""
     size: cython.ssize_t = splice(
-        side.fd, cython.NULL, side.pipe_out, cython.NULL, SPLICE_BYTES, SPLICE_F_NONBLOCK
+        side.fd, cython.NULL, side.pipe_out, cython.NULL, most, SPLICE_F_NONBLOCK
     )
     if size > 0:
+        count_bytes(side, size)
         side.piped = size
         side.short_reads = side.short_reads + 1 if size < SHORT_READ_BYTES else 0
         if side.short_reads >= SHORT_READS:
@@ -859,34 +2550,57 @@ def fill_pipe(side):
 def settle(link):
     """Closes a connection that is over: both ends were handed on, or one side was reset.
 
-    What a side sent before its reset is handed on first.  Then the other side gets a reset too, so
-    that a truncated answer never looks complete.
+    What a side sent before its reset is handed on first.  Then the other side gets what the
+    mapping asks for: docker-proxy's FIN, or a reset, with which no truncated answer looks complete.
     """
     at: cython.int
     side: cython.pointer(Side)
     for at in range(2):
         side = cython.address(link.sides[at])
         if side.broken and (side.finished or side.other.broken):
-            close_link(link, not resets_become_fins)
+            close_link(
+                link,
+                not link.mapping.resets_become_fins,
+                b"client-reset" if at == 0 else b"backend-reset",
+            )
             return
     if link.sides[0].finished and link.sides[1].finished:
-        close_link(link, False)
+        close_link(link, False, b"fin")
+    elif link.mapping.wire == IPPROTO_SCTP:
+        # An association has no half-closed state.
+        if link.sides[0].finished or link.sides[1].finished:
+            close_link(link, False, b"fin")
 
 
-def close_link(link, reset):
+def close_link(link, reset, why):
     """Closes both sides, with a reset if asked to, and frees what the connection held."""
-    global closed_first
+    global closed_first, links
     at: cython.int
     side: cython.pointer(Side)
+    mapping: cython.pointer(Mapping) = link.mapping
     link.closed = True
+    mapping.sent_up += link.sides[0].bytes
+    mapping.sent_down += link.sides[1].bytes
+    if stats_fd >= 0:
+        send_close(link, why)
     for at in range(2):
         side = cython.address(link.sides[at])
-        if reset:
-            reset_on_close(side.fd)
-        close(side.fd)
+        if side.fd >= 0:
+            if reset:
+                reset_on_close(side.fd)
+            close(side.fd)
         if side.pipe_in >= 0:
             give_pipe_back(side)
         free(side.owed)
+    if link.sides[1].fd >= 0:
+        mapping.backends[link.backend].connections -= 1
+    if link.client != cython.NULL:
+        link.client.connections -= 1
+        if link.client.connections == 0:
+            forget_client(mapping, link.client)
+    mapping.connections -= 1
+    links -= 1
+    drop_timer(cython.address(link.timer))
     # Events of this round may still name it; see free_closed().
     link.next_closed = closed_first
     closed_first = link
@@ -894,16 +2608,23 @@ def close_link(link, reset):
 
 def free_closed():
     """Frees the closed connections, when no event and no queue can name them any more."""
-    global closed_first, resume_at_ms
+    global closed_first, ended_first, resume_at_ms
     link: cython.pointer(Link) = closed_first
     following: cython.pointer(Link)
-    if link != cython.NULL and paused:
+    session: cython.pointer(Session) = ended_first
+    next_session: cython.pointer(Session)
+    if link != cython.NULL or session != cython.NULL:
         resume_at_ms = 0
     while link != cython.NULL:
         following = link.next_closed
         free(link)
         link = following
     closed_first = cython.NULL
+    while session != cython.NULL:
+        next_session = session.next_ended
+        free(session)
+        session = next_session
+    ended_first = cython.NULL
 
 
 def reset_on_close(fd):
@@ -937,7 +2658,7 @@ def take_pipe(side):
 def give_pipe_back(side):
     """Keeps an empty pipe for the next who needs one, if there are few; else closes it."""
     global spare_count
-    if side.piped == 0 and spare_count < SPARE_PIPES and not paused:
+    if side.piped == 0 and spare_count < SPARE_PIPES and paused_first == cython.NULL:
         spare_pipes[spare_count][0] = side.pipe_in
         spare_pipes[spare_count][1] = side.pipe_out
         spare_count += 1
@@ -960,7 +2681,565 @@ def free_spare_pipes():
     return True
 
 
-# --- Messages ----------------------------------------------------------------------------------
+# --- SCTP --------------------------------------------------------------------------------------
+
+
+def copy_message(side):
+    """Hands on one message, or a part of a long one, with its stream and payload identifier."""
+    info: SctpInfo
+    data: cython.p_char = cython.cast(cython.p_char, buffer) + cython.sizeof(SctpInfo)
+    message: msghdr
+    part: iovec
+    head: cython.pointer(cmsghdr)
+    size: cython.ssize_t
+    memset(cython.address(message), 0, cython.sizeof(msghdr))
+    memset(cython.address(info), 0, cython.sizeof(SctpInfo))
+    part.iov_base = data
+    part.iov_len = BUFFER_BYTES - cython.sizeof(SctpInfo)
+    message.msg_iov = cython.address(part)
+    message.msg_iovlen = 1
+    message.msg_control = controls[0]
+    message.msg_controllen = CONTROL_BYTES
+    size = recvmsg(side.fd, cython.address(message), 0)
+    if size <= 0:
+        if size < 0 and errno == EINTR:
+            return True
+        if size < 0 and errno == EAGAIN:
+            side.readable = False
+            return False
+        side.ended = True
+        side.broken = side.broken or size < 0
+        return True
+    count_bytes(side, size)
+    head = CMSG_FIRSTHDR(cython.address(message))
+    if head != cython.NULL and head.cmsg_level == IPPROTO_SCTP and head.cmsg_type == SCTP_SNDRCV:
+        memcpy(cython.address(info), CMSG_DATA(head), cython.sizeof(SctpInfo))
+    memcpy(buffer, cython.address(info), cython.sizeof(SctpInfo))
+    size += cython.sizeof(SctpInfo)
+    if not keep(side, buffer, size):
+        side.broken = True
+        side.other.broken = True
+        return False
+    return True
+
+
+def send_message(fd, owed, n):
+    """Sends what copy_message() kept, as a whole.  ``n``, or -1 with errno."""
+    info: SctpInfo
+    message: msghdr
+    part: iovec
+    head: cython.pointer(cmsghdr)
+    memset(cython.address(message), 0, cython.sizeof(msghdr))
+    memset(controls[0], 0, CONTROL_BYTES)
+    memcpy(cython.address(info), owed, cython.sizeof(SctpInfo))
+    # Only these two are the sender's to choose.
+    info.ssn = 0
+    info.flags &= 1  # unordered
+    info.context = 0
+    info.life = 0
+    info.association = 0
+    part.iov_base = owed + cython.sizeof(SctpInfo)
+    part.iov_len = n - cython.sizeof(SctpInfo)
+    message.msg_iov = cython.address(part)
+    message.msg_iovlen = 1
+    message.msg_control = controls[0]
+    message.msg_controllen = CMSG_SPACE(cython.sizeof(SctpInfo))
+    head = CMSG_FIRSTHDR(cython.address(message))
+    head.cmsg_level = IPPROTO_SCTP
+    head.cmsg_type = SCTP_SNDRCV
+    head.cmsg_len = CMSG_LEN(cython.sizeof(SctpInfo))
+    memcpy(CMSG_DATA(head), cython.address(info), cython.sizeof(SctpInfo))
+    if sendmsg(fd, cython.address(message), MSG_NOSIGNAL) < 0:
+        return -1
+    return n
+
+
+# --- Datagrams ---------------------------------------------------------------------------------
+
+
+def receive_batch(fd, most, batch):
+    """Receives up to ``most`` datagrams into the common arrays; how many, or -1 with errno.
+
+    The next batch is as large as this one suggests: one datagram at a time while there is little
+    to do.
+    """
+    at: cython.int
+    got: cython.long
+    for at in range(most):
+        vectors[at].iov_base = datagrams[at]
+        vectors[at].iov_len = DATAGRAM_BYTES
+        messages[at].msg_hdr.msg_name = cython.address(names[at])
+        messages[at].msg_hdr.msg_namelen = cython.sizeof(sockaddr_in6)
+        messages[at].msg_hdr.msg_iov = cython.address(vectors[at])
+        messages[at].msg_hdr.msg_iovlen = 1
+        messages[at].msg_hdr.msg_control = controls[at]
+        messages[at].msg_hdr.msg_controllen = CONTROL_BYTES
+    # By number: musl's own functions send one message at a time.
+    got = syscall(SYS_recvmmsg, fd, messages, most, MSG_DONTWAIT, cython.NULL)
+    if got == most:
+        batch[0] = cython.cast(cython.uchar, least(most * 2, BATCH))
+    elif got > 0:
+        batch[0] = cython.cast(cython.uchar, got)
+    return cython.cast(cython.int, got)
+
+
+def send_batch(fd, first, end, mapping):
+    """Sends the datagrams from ``first`` to before ``end``.
+
+    An error that an earlier datagram left behind (somebody answered with ICMP) is taken away by the
+    call that reports it, so the same datagram is tried again.
+    """
+    at: cython.int = first
+    tries: cython.int = 0
+    done: cython.long
+    while at < end:
+        done = syscall(
+            SYS_sendmmsg,
+            fd,
+            cython.address(messages[at]),
+            end - at,
+            MSG_NOSIGNAL | MSG_DONTWAIT,
+        )
+        if done > 0:
+            at += cython.cast(cython.int, done)
+            tries = 0
+        elif errno == EAGAIN or errno == ENOBUFS:
+            mapping.datagrams_lost += end - at
+            return
+        elif errno != EINTR:
+            tries += 1
+            if tries == SEND_TRIES:
+                mapping.datagrams_lost += 1
+                at += 1
+                tries = 0
+
+
+def receive_requests(listener):
+    """Hands datagrams of clients on, those that follow one another from one client in one call."""
+    count: cython.int = receive_batch(listener.fd, listener.batch, cython.address(listener.batch))
+    at: cython.int
+    first: cython.int = 0
+    session: cython.pointer(Session) = cython.NULL
+    for at in range(count):
+        read_control(listener, at)
+    at = 0
+    while at < count:
+        first = at
+        session = session_of(listener, at)
+        while at < count and (at == first or is_same_client(first, at)):
+            prepare_datagram(at, cython.NULL)
+            at += 1
+        if session == cython.NULL:
+            listener.mapping.datagrams_lost += at - first
+            continue
+        listener.mapping.sent_up += bytes_of(first, at)
+        touch(session)
+        session.requests = 1 if session.requests == 0 and at - first == 1 else 2
+        send_batch(session.fd, first, at, listener.mapping)
+
+
+def bytes_of(first, end):
+    """How many bytes some datagrams have."""
+    total: cython.long = 0
+    at: cython.int
+    for at in range(first, end):
+        total += messages[at].msg_len
+    return total
+
+
+def prepare_datagram(at, session):
+    """Turns a received datagram into one to be sent: to ``session``'s client, or as connected."""
+    messages[at].msg_hdr.msg_name = cython.NULL
+    messages[at].msg_hdr.msg_namelen = 0
+    messages[at].msg_hdr.msg_controllen = 0
+    vectors[at].iov_len = messages[at].msg_len
+    if session != cython.NULL:
+        messages[at].msg_hdr.msg_name = cython.address(session.client)
+        messages[at].msg_hdr.msg_namelen = address_bytes(cython.address(session.client))
+
+
+def read_control(listener, at):
+    """Notes to which of our addresses a datagram was sent, and how many were lost before it."""
+    head: cython.pointer(cmsghdr) = CMSG_FIRSTHDR(cython.address(messages[at].msg_hdr))
+    four: cython.pointer(in_pktinfo)
+    six: cython.pointer(in6_pktinfo)
+    lost: cython.uint = 0
+    memset(cython.address(locals_[at]), 0, cython.sizeof(Local))
+    while head != cython.NULL:
+        if head.cmsg_level == IPPROTO_IP and head.cmsg_type == IP_PKTINFO:
+            four = cython.cast(cython.pointer(in_pktinfo), CMSG_DATA(head))
+            memcpy(locals_[at].address, cython.address(four.ipi_spec_dst), 4)
+        elif head.cmsg_level == IPPROTO_IPV6 and head.cmsg_type == IPV6_PKTINFO:
+            six = cython.cast(cython.pointer(in6_pktinfo), CMSG_DATA(head))
+            # A group cannot send; the kernel chooses an address then.
+            if six.ipi6_addr.s6_addr[0] != 255:
+                memcpy(locals_[at].address, cython.address(six.ipi6_addr), 16)
+            # An address that many links have means nothing without its link.
+            if six.ipi6_addr.s6_addr[0] == 254 or six.ipi6_addr.s6_addr[0] == 255:
+                locals_[at].interface = six.ipi6_ifindex
+        elif head.cmsg_level == SOL_SOCKET and head.cmsg_type == SO_RXQ_OVFL:
+            memcpy(cython.address(lost), CMSG_DATA(head), 4)
+            listener.mapping.datagrams_overflowed += lost - listener.overflow
+            listener.overflow = lost
+        head = CMSG_NXTHDR(cython.address(messages[at].msg_hdr), head)
+
+
+def is_same_client(a, b):
+    """Whether two received datagrams belong to one session."""
+    n: cython.size_t = address_bytes(cython.address(names[a]))
+    if memcmp(cython.address(names[a]), cython.address(names[b]), n) != 0:
+        return False
+    return memcmp(cython.address(locals_[a]), cython.address(locals_[b]), cython.sizeof(Local)) == 0
+
+
+def hash_of(listener, client, local):
+    """A number that spreads sessions."""
+    n: cython.size_t = address_bytes(client)
+    octets: cython.p_uchar = cython.cast(cython.p_uchar, client)
+    hashed: cython.uint = 40503 ^ listener.fd
+    at: cython.size_t
+    # Of an IPv4 address only the first eight bytes mean anything.
+    for at in range(2, 8 if n < 24 else n):
+        hashed = (hashed ^ octets[at]) * 16777619
+    for at in range(16):
+        hashed = (hashed ^ local.address[at]) * 16777619
+    return hashed ^ (hashed >> 15)
+
+
+def session_of(listener, at):
+    """The session of a received datagram, new if need be.  NULL if there cannot be one."""
+    hashed: cython.uint = hash_of(listener, cython.address(names[at]), cython.address(locals_[at]))
+    found: cython.pointer(Session) = cython.NULL
+    n: cython.size_t = address_bytes(cython.address(names[at]))
+    # The rest of an IPv4 address is padding.
+    n = 8 if n < 24 else n
+    if session_bucket_count > 0:
+        found = session_buckets[hashed & (session_bucket_count - 1)]
+    while found != cython.NULL:
+        if (
+            found.hash == hashed
+            and found.listener == listener
+            and memcmp(cython.address(found.client), cython.address(names[at]), n) == 0
+            and memcmp(
+                cython.address(found.local), cython.address(locals_[at]), cython.sizeof(Local)
+            )
+            == 0
+        ):
+            return found
+        found = found.next_in_bucket
+    return new_session(listener, at, hashed)
+
+
+def new_session(listener, at, hashed):
+    """Makes a session for a client that is let in.  NULL if it is not, or it cannot be made."""
+    mapping: cython.pointer(Mapping) = listener.mapping
+    peer: sockaddr_in6 = names[at]
+    session: cython.pointer(Session)
+    unmap(cython.address(peer))
+    if mapping.access != cython.NULL and not admits(mapping.access, cython.address(peer)):
+        mapping.denied += 1
+        return cython.NULL
+    if mapping.sessions >= mapping.udp_sessions and mapping.oldest != cython.NULL:
+        mapping.evicted += 1
+        end_session(mapping.oldest)
+    if session_count >= session_bucket_count and not grow_buckets():
+        return cython.NULL
+    session = cython.cast(cython.pointer(Session), calloc(1, cython.sizeof(Session)))
+    if session == cython.NULL:
+        return cython.NULL
+    session.fd = connect_session(mapping, cython.address(peer), listener.offset)
+    if session.fd < 0:
+        free(session)
+        return cython.NULL
+    session.timer.kind = OF_SESSION
+    session.listener = listener
+    session.client = names[at]
+    if address_bytes(cython.address(session.client)) < 24:
+        memset(cython.cast(cython.p_char, cython.address(session.client)) + 8, 0, 20)
+    session.local = locals_[at]
+    session.hash = hashed
+    session.batch = 1
+    if not watch(session.fd, session, EPOLLIN, EPOLL_CTL_ADD):
+        close(session.fd)
+        free(session)
+        return cython.NULL
+    link_session(session)
+    return session
+
+
+def connect_session(mapping, peer, offset):
+    """A socket that is connected to the container; -1 if there is none."""
+    address: sockaddr_in6
+    number: cython.int = pick_backend(mapping, peer, 0)
+    fd: cython.int
+    address = mapping.backends[number].address
+    if mapping.spread:
+        address.sin6_port = htons(ntohs(address.sin6_port) + offset)
+    fd = new_socket(mapping, address.sin6_family)
+    # Whoever has been silent for longest makes room.
+    if fd < 0 and mapping.oldest != cython.NULL:
+        mapping.evicted += 1
+        end_session(mapping.oldest)
+        fd = new_socket(mapping, address.sin6_family)
+    if fd < 0:
+        return -1
+    place_socket(fd, mapping, peer, address.sin6_family)
+    if (
+        connect(
+            fd,
+            cython.cast(cython.pointer(sockaddr), cython.address(address)),
+            address_bytes(cython.address(address)),
+        )
+        < 0
+    ):
+        complain(cython.address(address), 0, errno)
+        close(fd)
+        return -1
+    return fd
+
+
+def link_session(session):
+    """Enters a session into the table and, as the youngest, into its mapping's list."""
+    global session_count
+    mapping: cython.pointer(Mapping) = session.listener.mapping
+    slot: cython.uint = session.hash & (session_bucket_count - 1)
+    session.next_in_bucket = session_buckets[slot]
+    session_buckets[slot] = session
+    session_count += 1
+    mapping.sessions += 1
+    session.older = mapping.newest
+    if mapping.newest != cython.NULL:
+        mapping.newest.newer = session
+    else:
+        mapping.oldest = session
+    mapping.newest = session
+    session.active_ms = loop_ms
+    set_timer(cython.address(session.timer), loop_ms + mapping.udp_timeout_ms)
+
+
+def grow_buckets():
+    """Doubles the table of sessions.  False without memory."""
+    global session_buckets, session_bucket_count
+    count: cython.uint = session_bucket_count * 2
+    at: cython.uint
+    session: cython.pointer(Session)
+    following: cython.pointer(Session)
+    if count == 0:
+        count = FIRST_SESSION_BUCKETS
+    larger: cython.pointer(cython.pointer(Session)) = cython.cast(
+        cython.pointer(cython.pointer(Session)),
+        calloc(count, cython.sizeof(cython.pointer(Session))),
+    )
+    if larger == cython.NULL:
+        return session_bucket_count > 0
+    for at in range(session_bucket_count):
+        session = session_buckets[at]
+        while session != cython.NULL:
+            following = session.next_in_bucket
+            session.next_in_bucket = larger[session.hash & (count - 1)]
+            larger[session.hash & (count - 1)] = session
+            session = following
+    free(session_buckets)
+    session_buckets = larger
+    session_bucket_count = count
+    return True
+
+
+def touch(session):
+    """Notes that a session is in use, in either direction."""
+    mapping: cython.pointer(Mapping) = session.listener.mapping
+    session.active_ms = loop_ms
+    if mapping.newest == session:
+        return
+    if session.older != cython.NULL:
+        session.older.newer = session.newer
+    else:
+        mapping.oldest = session.newer
+    session.newer.older = session.older
+    session.older = mapping.newest
+    session.newer = cython.NULL
+    mapping.newest.newer = session
+    mapping.newest = session
+
+
+def receive_answers(session):
+    """Hands datagrams of the container on to the client, from the address that it had asked."""
+    mapping: cython.pointer(Mapping) = session.listener.mapping
+    at: cython.int
+    count: cython.int
+    if session.ended:
+        return
+    # A failure is an ICMP answer to something that was sent; it has been taken away by now.
+    count = receive_batch(session.fd, session.batch, cython.address(session.batch))
+    if count <= 0:
+        return
+    for at in range(count):
+        prepare_datagram(at, session)
+        if mapping.any_host:
+            write_control(session, at)
+    mapping.sent_down += bytes_of(0, count)
+    touch(session)
+    if not session.answered:
+        session.answered = True
+        if session.requests == 1 and mapping.udp_oneshot_ms > 0:
+            set_timer(cython.address(session.timer), loop_ms + mapping.udp_oneshot_ms)
+    send_batch(session.listener.fd, 0, count, mapping)
+
+
+def write_control(session, at):
+    """Says from which of our addresses an answer goes out."""
+    head: cython.pointer(cmsghdr)
+    four: cython.pointer(in_pktinfo)
+    six: cython.pointer(in6_pktinfo)
+    is_four: cython.bint = session.client.sin6_family == AF_INET
+    size: cython.size_t = cython.sizeof(in_pktinfo) if is_four else cython.sizeof(in6_pktinfo)
+    memset(controls[at], 0, CMSG_SPACE(size))
+    messages[at].msg_hdr.msg_controllen = CMSG_SPACE(size)
+    head = CMSG_FIRSTHDR(cython.address(messages[at].msg_hdr))
+    head.cmsg_len = CMSG_LEN(size)
+    if is_four:
+        head.cmsg_level = IPPROTO_IP
+        head.cmsg_type = IP_PKTINFO
+        four = cython.cast(cython.pointer(in_pktinfo), CMSG_DATA(head))
+        memcpy(cython.address(four.ipi_spec_dst), session.local.address, 4)
+    else:
+        head.cmsg_level = IPPROTO_IPV6
+        head.cmsg_type = IPV6_PKTINFO
+        six = cython.cast(cython.pointer(in6_pktinfo), CMSG_DATA(head))
+        memcpy(cython.address(six.ipi6_addr), session.local.address, 16)
+        six.ipi6_ifindex = session.local.interface
+
+
+def session_due(session):
+    """Ends a session that has been silent for long enough."""
+    mapping: cython.pointer(Mapping) = session.listener.mapping
+    limit_ms: cython.long = mapping.udp_timeout_ms
+    if mapping.udp_oneshot_ms > 0 and session.requests == 1 and session.answered:
+        limit_ms = mapping.udp_oneshot_ms
+    if loop_ms - session.active_ms >= limit_ms:
+        end_session(session)
+    else:
+        set_timer(cython.address(session.timer), session.active_ms + limit_ms)
+
+
+def end_session(session):
+    """Takes a session out of everything; events of this round may still name it."""
+    global session_count, ended_first
+    mapping: cython.pointer(Mapping) = session.listener.mapping
+    place: cython.pointer(cython.pointer(Session)) = cython.address(
+        session_buckets[session.hash & (session_bucket_count - 1)]
+    )
+    while place[0] != session:
+        place = cython.address(place[0].next_in_bucket)
+    place[0] = session.next_in_bucket
+    if session.older != cython.NULL:
+        session.older.newer = session.newer
+    else:
+        mapping.oldest = session.newer
+    if session.newer != cython.NULL:
+        session.newer.older = session.older
+    else:
+        mapping.newest = session.older
+    session_count -= 1
+    mapping.sessions -= 1
+    drop_timer(cython.address(session.timer))
+    close(session.fd)
+    session.ended = True
+    session.next_ended = ended_first
+    ended_first = session
+
+
+# --- What is said about it ---------------------------------------------------------------------
+
+
+def open_stats():
+    """Opens the socket through which counters go, if somebody wants them."""
+    global stats_fd
+    if stats_path == cython.NULL or strlen(stats_path) >= cython.sizeof(stats_address.sun_path):
+        return
+    stats_address.sun_family = AF_UNIX
+    memcpy(stats_address.sun_path, stats_path, strlen(stats_path) + 1)
+    stats_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
+    stats_timer.kind = OF_STATS
+    if stats_fd >= 0:
+        set_timer(cython.address(stats_timer), now_ms() + STATS_INTERVAL_MS)
+
+
+def send_stats():
+    """Sends the line, if somebody is there to take it at once."""
+    sendto(
+        stats_fd,
+        line,
+        line_length,
+        MSG_NOSIGNAL | MSG_DONTWAIT,
+        cython.cast(cython.pointer(sockaddr), cython.address(stats_address)),
+        cython.sizeof(sockaddr_un),
+    )
+
+
+def send_close(link, why):
+    """Reports a connection that has ended."""
+    begin_stats(link.mapping, b"close")
+    say(b',"client":"')
+    say_ip(cython.address(link.peer), False)
+    say(b'","client_port":')
+    say_number(ntohs(link.peer.sin6_port))
+    say_count(b"up", link.sides[0].bytes)
+    say_count(b"down", link.sides[1].bytes)
+    say_count(b"ms", loop_ms - link.begun_ms)
+    say(b',"reason":"')
+    say(why)
+    say(b'"}')
+    send_stats()
+
+
+def send_totals():
+    """Reports the counters of every mapping."""
+    mapping: cython.pointer(Mapping) = mappings
+    while mapping != cython.NULL:
+        begin_stats(mapping, b"totals")
+        say_count(b"connections", mapping.connections)
+        say_count(b"accepted", mapping.accepted)
+        say_count(b"denied", mapping.denied)
+        say_count(b"limited", mapping.limited)
+        say_count(b"failed", mapping.failed)
+        say_count(b"bad_headers", mapping.bad_headers)
+        say_count(b"shed", mapping.shed)
+        say_count(b"pauses", mapping.pauses)
+        say_count(b"up", mapping.sent_up)
+        say_count(b"down", mapping.sent_down)
+        say_count(b"sessions", mapping.sessions)
+        say_count(b"evicted", mapping.evicted)
+        say_count(b"datagrams_lost", mapping.datagrams_lost)
+        say_count(b"datagrams_overflowed", mapping.datagrams_overflowed)
+        say(b"}")
+        send_stats()
+        mapping = mapping.next
+    set_timer(cython.address(stats_timer), loop_ms + STATS_INTERVAL_MS)
+
+
+def begin_stats(mapping, event):
+    """Begins a JSON object."""
+    global line_length
+    line_length = 0
+    say(b'{"event":"')
+    say(event)
+    say(b'","pid":')
+    say_number(getpid())
+    say(b',"proto":"')
+    say(protocol_name(mapping.wire, False))
+    say(b'","host":"')
+    say_ip(cython.address(mapping.host), False)
+    say(b'","port":')
+    say_number(ntohs(mapping.host.sin6_port))
+
+
+def say_count(name, number):
+    """Adds a number to the JSON object."""
+    say(b',"')
+    say(name)
+    say(b'":')
+    say_number(number)
 
 
 def begin(text):
@@ -999,21 +3278,99 @@ def say_number(number):
 
 def say_address(text, port):
     """Adds an address and a port, with brackets around an IPv6 address."""
-    has_colon: cython.bint = False
-    at: cython.size_t = 0
-    while text[at] != 0:
-        has_colon = has_colon or text[at] == b":"
-        at += 1
+    has_colon: cython.bint = strchr(text, b":") != cython.NULL
     say(b"[" if has_colon else b"")
     say(text)
     say(b"]:" if has_colon else b":")
     say_number(port if port > 0 else 0)
 
 
+def say_ip(address, six):
+    """Adds an address, as an IPv6 one if that is wanted."""
+    text: cython.char[INET6_ADDRSTRLEN]
+    flat: cython.uchar[16]
+    flatten(address, flat)
+    if six or address.sin6_family == AF_INET6:
+        inet_ntop(AF_INET6, flat, text, INET6_ADDRSTRLEN)
+    else:
+        inet_ntop(AF_INET, cython.address(flat[12]), text, INET6_ADDRSTRLEN)
+    say(text)
+
+
 def print_line(fd):
     """Writes the line with its newline, in one call."""
     line[line_length] = b"\n"
     write(fd, line, line_length + 1)
+
+
+def open_log():
+    """Opens what ``log`` names: a file, ``syslog`` or ``journald``; else it is stderr."""
+    global log_fd
+    if log_text == cython.NULL or strcmp(log_text, b"stderr") == 0:
+        return
+    if strncmp(log_text, b"file:", 5) == 0:
+        log_fd = open(log_text + 5, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0o640)
+        return
+    where: sockaddr_un
+    memset(cython.address(where), 0, cython.sizeof(sockaddr_un))
+    where.sun_family = AF_UNIX
+    path: cython.p_const_char = b"/dev/log"
+    if strcmp(log_text, b"journald") == 0:
+        path = b"/run/systemd/journal/socket"
+    elif strcmp(log_text, b"syslog") != 0:
+        log_text_is_wrong()
+        return
+    memcpy(where.sun_path, path, strlen(path))
+    log_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
+    connected: cython.int = connect(
+        log_fd,
+        cython.cast(cython.pointer(sockaddr), cython.address(where)),
+        cython.sizeof(sockaddr_un),
+    )
+    if connected < 0:
+        close(log_fd)
+        log_fd = -1
+
+
+def log_text_is_wrong():
+    """Says so, on stderr."""
+    begin(b"PORTPROXY_LOG is ignored: expected stderr, syslog, journald or file:PATH")
+    log_line()
+
+
+def log_line():
+    """Writes the line to the log, and never blocks."""
+    where: pollfd
+    text: cython.char[LINE_BYTES]
+    n: cython.size_t = line_length
+    if log_fd < 0:
+        where.fd = 2
+        where.events = POLLOUT
+        where.revents = 0
+        if poll(cython.address(where), 1, 0) == 1 and where.revents & POLLOUT:
+            print_line(2)
+        return
+    if strncmp(log_text, b"file:", 5) == 0:
+        print_line(log_fd)
+        return
+    # What the program's name is comes from elsewhere in both.
+    memcpy(text, line + PREFIX_BYTES, n - PREFIX_BYTES)
+    n -= PREFIX_BYTES
+    begin_record()
+    say_bytes(text, n)
+    send(log_fd, line, line_length, MSG_NOSIGNAL | MSG_DONTWAIT)
+
+
+def begin_record():
+    """The beginning of a syslog or journal datagram, for a warning of a daemon."""
+    global line_length
+    line_length = 0
+    if strcmp(log_text, b"journald") == 0:
+        say(b"PRIORITY=4\nSYSLOG_IDENTIFIER=portproxy-relay\nMESSAGE=")
+        return
+    say(b"<28>portproxy-relay[")
+    say_number(getpid())
+    say(b"]: ")
 
 
 def refuse():
@@ -1035,20 +3392,18 @@ def fail():
     _exit(EXIT_FAILED)
 
 
-def complain(number):
-    """Says on stderr that the container is out of reach: seldom, and never blocked."""
+def complain(address, offset, number):
+    """Says in the log that the container is out of reach, not too often."""
     global complain_at_ms
-    where: pollfd
-    if now_ms() < complain_at_ms:
+    if loop_ms < complain_at_ms:
         return
-    complain_at_ms = now_ms() + COMPLAINT_INTERVAL_MS
-    where.fd = 2
-    where.events = POLLOUT
-    where.revents = 0
-    if poll(cython.address(where), 1, 0) != 1 or not where.revents & POLLOUT:
-        return
+    complain_at_ms = loop_ms + COMPLAINT_INTERVAL_MS
     begin(b"cannot connect to ")
-    say_address(container_text, container_port)
+    if address.sin6_family == AF_INET6:
+        say(b"[")
+    say_ip(address, False)
+    say(b"]:" if address.sin6_family == AF_INET6 else b":")
+    say_number(ntohs(address.sin6_port) + offset)
     say(b": ")
     say(reason(number))
-    print_line(2)
+    log_line()
