@@ -1,31 +1,35 @@
-"""Drives the built portproxy-relay and the portproxy command, over loopback only."""
+"""Drives the built portproxy-relay as docker-proxy's successor: how it starts, ends and copies."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import hashlib
 import os
 import random
 import resource
-import select
 import signal
 import socket
-import struct
 import subprocess
 import termios
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import interpreter, plain_only
+from tests.integration.conftest import plain_only
+from tests.integration.relays import (
+    BOUND_S,
+    MIB,
+    Forwarded,
+    Launched,
+    digest,
+    eventually,
+    free_port,
+    options,
+    read_all,
+    reset,
+    send_and_finish,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-BOUND_S = 30
-MIB = 1 << 20
 LOW_FD_LIMIT = 24
 NOTHING_LISTENS = 1  # tcpmux
 
@@ -34,125 +38,6 @@ NOTHING_LISTENS = 1  # tcpmux
 def binary(programs: Path) -> str:
     """The relay."""
     return str(programs / "portproxy-relay")
-
-
-def eventually(true: Callable[[], object], what: str) -> None:
-    """Polls until ``true()``; fails the test with ``what`` at the bound."""
-    deadline = time.monotonic() + BOUND_S
-    while not true():
-        assert time.monotonic() < deadline, f"not within {BOUND_S} s: {what}"
-        select.select([], [], [], 0.01)
-
-
-def free_port(family: int = socket.AF_INET) -> int:
-    """A port that nobody listens on."""
-    with socket.socket(family) as probe:
-        probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def options(host_port: int, port: int, host: str = "127.0.0.1") -> list[str]:
-    """What an engine passes."""
-    listen = ["-proto", "tcp", "-host-ip", host, "-host-port", str(host_port)]
-    return [*listen, "-container-ip", "127.0.0.1", "-container-port", str(port)]
-
-
-class Launched:
-    """One relay, with a status pipe on fd 3."""
-
-    def __init__(
-        self,
-        command: list[str],
-        listener: int | None = None,
-        first: str = "",
-        env: dict[str, str] | None = None,
-    ) -> None:
-        # A shell puts the descriptors in place: Popen's own pipe may be number 3 in its child.
-        self.pipe, low = os.pipe()
-        theirs = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10)
-        os.close(low)
-        passed = [theirs] if listener is None else [theirs, listener]
-        place = f"exec 3>&{theirs} {theirs}>&-"
-        if listener is not None:
-            place += f" 4<&{listener}"
-        script = f'{first} {place}; exec "$@"'
-        self.process = subprocess.Popen(
-            ["bash", "-c", script, "sh", *command], pass_fds=passed, stderr=subprocess.PIPE, env=env
-        )
-        os.close(theirs)
-
-    def answer(self) -> bytes:
-        """Everything that the status pipe says."""
-        said = b""
-        while select.select([self.pipe], [], [], BOUND_S)[0]:
-            part = os.read(self.pipe, 4096)
-            if not part:
-                return said
-            said += part
-        pytest.fail("the status pipe stays open")
-
-    def memory_kb(self) -> int:
-        """The most resident memory it has had."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1])
-
-    def fds(self) -> int:
-        """How many descriptors it holds."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-    def end(self) -> None:
-        """Kills it if it still runs."""
-        os.close(self.pipe)
-        self.process.kill()
-        self.process.communicate(timeout=BOUND_S)
-
-
-class Forwarded:
-    """A backend and a relay in front of it."""
-
-    def __init__(
-        self,
-        binary: str,
-        host: str = "127.0.0.1",
-        first: str = "",
-        env: dict[str, str] | None = None,
-    ) -> None:
-        self.backend = socket.create_server(("127.0.0.1", 0))
-        self.backend.settimeout(BOUND_S)
-        six = ":" in host
-        self.where = (host, free_port(socket.AF_INET6 if six else socket.AF_INET))
-        port = self.backend.getsockname()[1]
-        self.relay = Launched([binary, *options(self.where[1], port, host)], first=first, env=env)
-        self.sockets: list[socket.socket] = [self.backend]
-        try:
-            assert self.relay.answer() == b"0\n"
-        except BaseException:
-            self.end()
-            raise
-
-    def client(self, receive_bytes: int = 0) -> socket.socket:
-        """A connection to the relay."""
-        client = socket.socket(socket.AF_INET6 if ":" in self.where[0] else socket.AF_INET)
-        self.sockets.append(client)
-        client.settimeout(BOUND_S)
-        if receive_bytes:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        client.connect(self.where)
-        return client
-
-    def pair(self, receive_bytes: int = 0) -> tuple[socket.socket, socket.socket]:
-        """A client and what the backend accepted for it."""
-        client = self.client(receive_bytes)
-        accepted, _ = self.backend.accept()
-        self.sockets.append(accepted)
-        accepted.settimeout(BOUND_S)
-        return client, accepted
-
-    def end(self) -> None:
-        """Leaves nothing behind."""
-        self.relay.end()
-        for each in self.sockets:
-            each.close()
 
 
 @pytest.fixture
@@ -169,38 +54,6 @@ def propagating(binary: str) -> Iterator[Forwarded]:
     made = Forwarded(binary, env={**os.environ, "PORTPROXY_RESET": "propagate"})
     yield made
     made.end()
-
-
-def read_all(source: socket.socket) -> bytes:
-    """Everything up to the FIN."""
-    parts = []
-    while part := source.recv(MIB):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def send_and_finish(target: socket.socket, data: bytes) -> threading.Thread:
-    """Sends in the background, then a FIN for this direction."""
-
-    def work() -> None:
-        with contextlib.suppress(OSError):
-            target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
-
-
-def reset(target: socket.socket) -> None:
-    """Closes with a reset."""
-    target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    target.close()
-
-
-def digest(data: bytes) -> str:
-    """What is compared instead of megabytes."""
-    return f"{len(data)} {hashlib.sha256(data).hexdigest()}"
 
 
 # --- How it starts and ends ---------------------------------------------------------------------
@@ -481,139 +334,3 @@ def test_survives_a_lack_of_descriptors(binary: str) -> None:
         assert made.relay.process.poll() is None
     finally:
         made.end()
-
-
-# --- The portproxy command ----------------------------------------------------------------------
-
-
-class Tool:
-    """A running ``portproxy``."""
-
-    def __init__(self, programs: Path, *mappings: str) -> None:
-        path = os.pathsep.join([str(programs), os.environ["PATH"]])
-        flags = [word for mapping in mappings for word in ("-p", mapping)]
-        self.process = subprocess.Popen(
-            [interpreter(programs), "-m", "portproxy", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PATH": path},
-        )
-
-    def line(self) -> str:
-        """The next line of the output."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip("\n")
-
-    def relays(self) -> list[int]:
-        """The pids of its children."""
-        pid = self.process.pid
-        return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def finish(self) -> tuple[int, str]:
-        """Its exit code and what it wrote to stderr."""
-        _, error = self.process.communicate(timeout=BOUND_S)
-        return self.process.returncode, error
-
-
-@pytest.fixture
-def tools(programs: Path) -> Iterator[Callable[..., Tool]]:
-    """Starts tools; they are gone afterwards."""
-    started: list[Tool] = []
-
-    def start(*mappings: str) -> Tool:
-        started.append(Tool(programs, *mappings))
-        return started[-1]
-
-    yield start
-    for tool in started:
-        tool.process.kill()
-        tool.process.communicate(timeout=BOUND_S)
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether none of ``pids`` runs."""
-    return not any(is_running(pid) for pid in pids)
-
-
-def is_running(pid: int) -> bool:
-    """Whether ``pid`` exists and is no zombie."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
-
-
-@pytest.fixture
-def backend() -> Iterator[socket.socket]:
-    """A listener to forward to."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(BOUND_S)
-        yield server
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_tool_forwards_until_told_to_stop(
-    tools: Callable[..., Tool], backend: socket.socket, number: int
-) -> None:
-    port = backend.getsockname()[1]
-    tool = tools(f"127.0.0.1:0:127.0.0.1:{port}", f"[::1]:0:localhost:{port}/tcp")
-    for host, target in (("127.0.0.1", f"127.0.0.1:{port}"), ("::1", f"localhost:{port}")):
-        where, _, to = tool.line().removeprefix("listening on ").partition(" -> ")
-        assert to == target
-        chosen = int(where.rpartition(":")[2])
-        with socket.create_connection((host, chosen), BOUND_S) as client:
-            if host == "::1" and socket.getaddrinfo("localhost", 1)[0][4][0] == "::1":
-                continue  # the backend listens on IPv4 only
-            accepted, _ = backend.accept()
-            with accepted:
-                client.sendall(b"x")
-                assert accepted.recv(1) == b"x"
-    relays = tool.relays()
-    assert len(relays) == 2
-    tool.process.send_signal(number)
-    code, _ = tool.finish()
-    assert code == 0
-    assert gone(relays)
-
-
-def test_tool_takes_its_relays_along(tools: Callable[..., Tool], backend: socket.socket) -> None:
-    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.getsockname()[1]}")
-    assert tool.line().startswith("listening on 127.0.0.1:")
-    relays = tool.relays()
-    tool.process.kill()
-    eventually(lambda: gone(relays), "the relays die with the tool")
-
-
-def test_tool_ends_when_a_relay_does(tools: Callable[..., Tool], backend: socket.socket) -> None:
-    tool = tools(*[f"127.0.0.1:0:127.0.0.1:{backend.getsockname()[1]}"] * 2)
-    lines = [tool.line(), tool.line()]
-    relays = tool.relays()
-    os.kill(relays[0], signal.SIGKILL)
-    code, error = tool.finish()
-    assert code == 1
-    what = lines[0].removeprefix("listening on ")
-    assert error == f"portproxy: the relay of {what} has ended by SIGKILL\n"
-    assert gone(relays)
-
-
-def test_tool_names_a_busy_port(tools: Callable[..., Tool], backend: socket.socket) -> None:
-    port = backend.getsockname()[1]
-    tool = tools(f"127.0.0.1:0:127.0.0.1:{port}", f"127.0.0.1:{port}:127.0.0.1:{port}")
-    code, error = tool.finish()
-    assert code == 1
-    assert error == f"portproxy: cannot listen on 127.0.0.1:{port}: address already in use\n"
-
-
-@pytest.mark.parametrize("mapping", ["80", "web:80:h:80", "80:h:80/udp"])
-def test_tool_refuses_what_is_no_mapping(tools: Callable[..., Tool], mapping: str) -> None:
-    code, error = tools(mapping).finish()
-    assert code == 2
-    assert error.startswith(f"portproxy: {mapping!r}")
-    assert error.count("\n") == 1
-
-
-def test_tool_needs_a_mapping(tools: Callable[..., Tool]) -> None:
-    code, error = tools().finish()
-    assert code == 2
-    assert error.count("\n") == 1
