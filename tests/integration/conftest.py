@@ -40,6 +40,12 @@ def programs(
     assert sanitized.reports(folder) == ""
 
 
+@pytest.fixture
+def binary(programs: Path) -> str:
+    """The relay."""
+    return str(programs / "portproxy-relay")
+
+
 @pytest.fixture(autouse=True)
 def no_report(request: pytest.FixtureRequest) -> Iterator[None]:
     """A sanitizer's report fails the test, whatever the test makes of the program's end."""

@@ -35,12 +35,6 @@ NOTHING_LISTENS = 1  # tcpmux
 
 
 @pytest.fixture
-def binary(programs: Path) -> str:
-    """The relay."""
-    return str(programs / "portproxy-relay")
-
-
-@pytest.fixture
 def forwarded(binary: str) -> Iterator[Forwarded]:
     """A relay with IPv4 on both sides."""
     made = Forwarded(binary)
