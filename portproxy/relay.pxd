@@ -58,6 +58,8 @@ cdef enum:
     DATAGRAM_BYTES = 65536
     CONTROL_BYTES = 128
     SEND_TRIES = 4
+    LARGEST_SEGMENT = 1400  # more may not fit into what a link carries
+    UDP_SEGMENT = 103
     FIRST_SESSION_BUCKETS = 64
     UDP_TIMEOUT_MS = 90000
     UDP_SESSIONS = 32768
@@ -277,6 +279,8 @@ cdef struct Session:
     unsigned char batch
     unsigned char requests  # 0, 1 or "more"
     unsigned char answered
+    unsigned char requests_singly  # the way there cannot take several as one
+    unsigned char answers_singly
     unsigned char ended
 
 cdef struct SctpInfo:
@@ -495,7 +499,11 @@ cdef bint copy_message(Side* side) noexcept nogil
 cdef ssize_t send_message(int fd, char* owed, size_t n) noexcept nogil
 
 cdef int receive_batch(int fd, int most, unsigned char* batch) noexcept nogil
-cdef void send_batch(int fd, int first, int end, Mapping* mapping) noexcept nogil
+cdef void send_batch(
+    int fd, int first, int end, Mapping* mapping, unsigned char* singly
+) noexcept nogil
+cdef int equals(int first, int end) noexcept nogil
+cdef int send_as_one(int fd, int first, int count) noexcept nogil
 cdef void receive_requests(Listener* listener) noexcept nogil
 cdef long bytes_of(int first, int end) noexcept nogil
 cdef void prepare_datagram(int at, Session* session) noexcept nogil

@@ -35,6 +35,8 @@ from cython.cimports.linux import (
     EINPROGRESS,
     EINTR,
     EINVAL,
+    EIO,
+    EMSGSIZE,
     ENOBUFS,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
@@ -2783,23 +2785,43 @@ def receive_batch(fd, most, batch):
     return cython.cast(cython.int, got)
 
 
-def send_batch(fd, first, end, mapping):
-    """Sends the datagrams from ``first`` to before ``end``.
+def send_batch(fd, first, end, mapping, singly):
+    """Sends the datagrams from ``first`` to before ``end``, all to one receiver.
 
-    An error that an earlier datagram left behind (somebody answered with ICMP) is taken away by the
-    call that reports it, so the same datagram is tried again.
+    Those of one size go through the network as one, if it can (``singly`` remembers that it
+    cannot), and are parted where they arrive.  An error that an earlier datagram left behind
+    (somebody answered with ICMP) is taken away by the call that reports it, so the same datagram is
+    tried again.
     """
     at: cython.int = first
     tries: cython.int = 0
+    count: cython.int
+    together: cython.bint
     done: cython.long
     while at < end:
-        done = syscall(
-            SYS_sendmmsg,
-            fd,
-            cython.address(messages[at]),
-            end - at,
-            MSG_NOSIGNAL | MSG_DONTWAIT,
-        )
+        count = 1
+        together = False
+        if not singly[0]:
+            count = equals(at, end)
+            together = count > 1
+            # Those before the next that are equal go out with one call too.
+            while not together and at + count < end and equals(at + count, end) == 1:
+                count += 1
+        else:
+            count = end - at
+        if together:
+            done = send_as_one(fd, at, count)
+            if done < 0 and (errno == EINVAL or errno == EIO or errno == EMSGSIZE):
+                singly[0] = True
+                continue
+        else:
+            done = syscall(
+                SYS_sendmmsg,
+                fd,
+                cython.address(messages[at]),
+                count,
+                MSG_NOSIGNAL | MSG_DONTWAIT,
+            )
         if done > 0:
             at += cython.cast(cython.int, done)
             tries = 0
@@ -2809,9 +2831,47 @@ def send_batch(fd, first, end, mapping):
         elif errno != EINTR:
             tries += 1
             if tries == SEND_TRIES:
-                mapping.datagrams_lost += 1
-                at += 1
+                count = count if together else 1
+                mapping.datagrams_lost += count
+                at += count
                 tries = 0
+
+
+def equals(first, end):
+    """How many datagrams from ``first`` on have one size; the last of them may be smaller."""
+    at: cython.int = first + 1
+    size: cython.size_t = vectors[first].iov_len
+    if size == 0 or size > LARGEST_SEGMENT:
+        return 1
+    while at < end and vectors[at].iov_len == size:
+        at += 1
+    if at < end and 0 < vectors[at].iov_len < size:
+        at += 1
+    return at - first
+
+
+def send_as_one(fd, first, count):
+    """Sends datagrams of one size with one traversal of the network.  ``count``, or -1."""
+    message: msghdr = messages[first].msg_hdr
+    head: cython.pointer(cmsghdr)
+    used: cython.size_t = message.msg_controllen
+    message.msg_iovlen = count
+    # Behind the address from which it goes out, if that is there.
+    memset(cython.cast(cython.p_char, controls[first]) + used, 0, CMSG_SPACE(2))
+    message.msg_control = cython.cast(cython.p_char, controls[first]) + used
+    message.msg_controllen = CMSG_SPACE(2)
+    head = CMSG_FIRSTHDR(cython.address(message))
+    head.cmsg_level = IPPROTO_UDP
+    head.cmsg_type = UDP_SEGMENT
+    head.cmsg_len = CMSG_LEN(2)
+    cython.cast(cython.p_ushort, CMSG_DATA(head))[0] = cython.cast(
+        cython.ushort, vectors[first].iov_len
+    )
+    message.msg_control = controls[first]
+    message.msg_controllen = used + CMSG_SPACE(2)
+    if sendmsg(fd, cython.address(message), MSG_NOSIGNAL | MSG_DONTWAIT) < 0:
+        return -1
+    return count
 
 
 def receive_requests(listener):
@@ -2835,7 +2895,7 @@ def receive_requests(listener):
         listener.mapping.sent_up += bytes_of(first, at)
         touch(session)
         session.requests = 1 if session.requests == 0 and at - first == 1 else 2
-        send_batch(session.fd, first, at, listener.mapping)
+        send_batch(session.fd, first, at, listener.mapping, cython.address(session.requests_singly))
 
 
 def bytes_of(first, end):
@@ -3083,7 +3143,7 @@ def receive_answers(session):
         session.answered = True
         if session.requests == 1 and mapping.udp_oneshot_ms > 0:
             set_timer(cython.address(session.timer), loop_ms + mapping.udp_oneshot_ms)
-    send_batch(session.listener.fd, 0, count, mapping)
+    send_batch(session.listener.fd, 0, count, mapping, cython.address(session.answers_singly))
 
 
 def write_control(session, at):
