@@ -55,6 +55,7 @@ wheels: setup
 
 bench: setup
 	$(BIN)/python -m bench.lifecycle
+	$(BIN)/python -m bench.relay
 
 clean:
 	rm -rf build dist $(VENV)
