@@ -21,6 +21,10 @@ $(VENV)/.test-packages: tests/packages.txt $(VENV)/.packages
 	sh tests/install-packages packages.txt tests/packages.txt
 	touch $@
 
+$(VENV)/.bench-packages: bench/packages.txt $(VENV)/.test-packages
+	sh tests/install-packages packages.txt tests/packages.txt bench/packages.txt
+	touch $@
+
 # What a build requires stays here: with an environment of its own for each build, zig would also
 # have a libc to build each time.
 $(VENV)/.tools: pyproject.toml $(VENV)/.packages
@@ -53,7 +57,7 @@ wheels: setup
 		PYSHIM_ARCH=$$arch $(BIN)/python -m build --wheel --no-isolation --outdir dist . || exit 1; \
 	done
 
-bench: setup
+bench: setup $(VENV)/.bench-packages
 	$(BIN)/python -m bench.lifecycle
 	$(BIN)/python -m bench.relay
 

@@ -2067,7 +2067,8 @@ def connect_first(link):
         link.until_ms = loop_ms + mapping.connect_timeout_ms
     if mapping.connect_retry_ms > 0:
         link.retry_until_ms = loop_ms + mapping.connect_retry_ms
-    if mapping.header_out != 0 and not owe_header(link):
+    wants_header: cython.bint = mapping.header_out != 0 and mapping.wire == IPPROTO_TCP
+    if wants_header and not owe_header(link):
         close_link(link, True, b"no-memory")
         return
     connect_backend(link)

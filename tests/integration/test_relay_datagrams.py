@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -80,6 +81,26 @@ def test_bursts_keep_their_order_and_their_borders(datagrams: Datagrams) -> None
     assert got == sent
     for name, client in zip((b"0", b"1"), clients, strict=True):
         assert [client.recv(100) for _ in sent[name]] == sent[name]
+
+
+@pytest.mark.parametrize("size", [1, 500, 1400, 1401, 9000])
+def test_equal_datagrams_stay_apart(datagrams: Datagrams, size: int) -> None:
+    client = datagrams.client()
+    sent = [b"%c" % number * size for number in range(20)] + [b"last"[: size - 1]]
+    datagrams.relay.process.send_signal(signal.SIGSTOP)  # so that it finds all of them at once
+    for data in sent:
+        client.send(data)
+    datagrams.relay.process.send_signal(signal.SIGCONT)
+    for data in sent:
+        assert datagrams.backend.recv(65536) == data
+    client.send(b"who")
+    _, source = datagrams.backend.recvfrom(10)
+    datagrams.relay.process.send_signal(signal.SIGSTOP)
+    for data in sent:
+        datagrams.backend.sendto(data, source)
+    datagrams.relay.process.send_signal(signal.SIGCONT)
+    for data in sent:
+        assert client.recv(65536) == data
 
 
 def test_the_longest_silent_makes_room(binary: str) -> None:
