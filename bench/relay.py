@@ -54,6 +54,7 @@ ROWS = {
     "  requests for a CPU second": ("keep_cpu", "≥ 1.4"),
     "  99 % within, ms": ("keep_p99", "≤ 0.6"),
     "connect, request, close, requests/s": ("close", "≥ 1.4"),
+    "  requests for a CPU second ": ("close_cpu", ""),
     "UDP one way, 64 bytes, datagrams/s": ("one_way", "≥ 1.8"),
     "  datagrams for a CPU second": ("one_way_cpu", ""),
     "UDP window of 32, answers/s": ("window", "≥ 1.4"),

@@ -2385,7 +2385,8 @@ def move(side):
         if not hand_over(side):
             return False
         if side.ended:
-            if not side.broken:
+            # If the other direction is over as well, close() sends the FIN.
+            if not side.broken and not side.other.finished:
                 shutdown(side.other.fd, SHUT_WR)
             side.finished = True
             return False
