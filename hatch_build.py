@@ -29,16 +29,22 @@ PROGRAMS = {
     "containerd-shim-pyshim-v2": "pyshim/launcher/launcher.py",
     "portproxy-relay": "portproxy/relay.py",
 }
+# Linked with no libc; what is left are its own start and calls (native/bare.c).
+BARE = {"pyinit"}
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 DIRECTIVES = (
     "language_level=3,boundscheck=False,wraparound=False,cdivision=True,"
     "initializedcheck=False,emit_code_comments=False"
 )
 CFLAGS = (
-    *("-std=gnu11", "-g", "-Os", "-static", "-Wno-everything"),
-    *("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections"),
+    *("-std=gnu11", "-g", "-Os", "-Wno-everything", "-ffunction-sections", "-fdata-sections"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-sanitize=all"),
 )
+LINK = ("-static", "-Wl,--gc-sections")
+BARE_CFLAGS = (
+    *("-ffreestanding", "-fno-inline-functions", "-fomit-frame-pointer", "-fno-jump-tables"),
+)
+BARE_LINK = ("-nostdlib",)
 PT_LOAD, PT_DYNAMIC, PT_INTERP, SHT_SYMTAB = 1, 2, 3, 2
 E_SHOFF, E_SHNUM = 40, 60  # offsets in an ELF64 header
 
@@ -52,7 +58,10 @@ def build_id(root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for folder in ("native", "pyinit", "pyshim", "portproxy"):
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix in {".py", ".pxd", ".c", ".h", ".proto"} and path.name != "_build.py":
+            if (
+                path.suffix in {".py", ".pxd", ".c", ".h", ".ld", ".proto"}
+                and path.name != "_build.py"
+            ):
                 digest.update(path.relative_to(root).as_posix().encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -72,17 +81,35 @@ def translate(source: Path, target: Path, root: Path = ROOT) -> None:
     run([*command, "-o", str(target), str(source)])
 
 
-def compile_and_link(c_file: Path, output: Path, arch: str, root: Path = ROOT) -> None:
+def compile_and_link(
+    c_file: Path, output: Path, arch: str, root: Path = ROOT, bare: bool = False
+) -> None:
     """Compiles ``c_file`` for ``arch`` into the static, stripped binary ``output``.
+
+    A ``bare`` program gets no libc, and ``native/bare.ld`` says where its parts lie.
 
     Raises BuildError when the compiler fails or the binary is not free of Python.
     """
     whole = c_file.with_suffix(".symbols")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl"]
-    command += [*CFLAGS, *source_flags(root)]
-    run([*command, str(c_file), str(root / "native/main.c"), "-o", str(whole)])
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl"]
+    sources = [c_file, entry(root, bare)]
+    if bare:
+        # In steps, because zig finds no headers when it is to do without the library.
+        objects = [c_file.with_name(f"{source.stem}.o") for source in sources]
+        for source, target in zip(sources, objects, strict=True):
+            flags = [*CFLAGS, *BARE_CFLAGS, *source_flags(root)]
+            run([*zig, *flags, "-c", str(source), "-o", str(target)])
+        script = f"-Wl,-T,{root / 'native/bare.ld'}"
+        run([*zig, *LINK, *BARE_LINK, script, *map(str, objects), "-o", str(whole)])
+    else:
+        run([*zig, *CFLAGS, *LINK, *source_flags(root), *map(str, sources), "-o", str(whole)])
     check_binary(whole)
     strip(whole, output)
+
+
+def entry(root: Path, bare: bool) -> Path:
+    """The C file that calls a program's ``program_main``."""
+    return root / "native" / ("bare.c" if bare else "main.c")
 
 
 def source_flags(root: Path = ROOT) -> list[str]:
@@ -144,7 +171,8 @@ def strip(whole: Path, output: Path) -> None:
     (phoff,) = struct.unpack_from("<Q", data, 32)
     phentsize, phnum = struct.unpack_from("<HH", data, 54)
     headers = [struct.unpack_from("<IIQQQQ", data, phoff + i * phentsize) for i in range(phnum)]
-    end = max(offset + size for kind, _, offset, _, _, size in headers if kind == PT_LOAD)
+    loaded = [header for header in headers if header[0] == PT_LOAD and header[5]]
+    end = max(offset + size for _, _, offset, _, _, size in loaded)
     struct.pack_into("<Q", data, E_SHOFF, 0)
     struct.pack_into("<HH", data, E_SHNUM, 0, 0)
     draft = output.with_suffix(".draft")  # the program may be running
@@ -161,7 +189,7 @@ def build(names: list[str], arch: str, out: Path, root: Path = ROOT) -> dict[str
         with tempfile.TemporaryDirectory(prefix="pyshim-build-") as scratch:
             c_file = Path(scratch) / f"{name}.c"
             translate(root / PROGRAMS[name], c_file, root)
-            compile_and_link(c_file, out / name, arch, root)
+            compile_and_link(c_file, out / name, arch, root, name in BARE)
         built[name] = out / name
     return built
 

@@ -1,7 +1,51 @@
 # Declarations of Linux and libc that the native programs share.  Facts only: one line per
 # function, constant or struct, grouped by header.  Add what you need at the header's place.
 
-# --- used by pyinit ---
+# --- used by pyinit, which has no libc ---
+cdef extern from "bare.h" nogil:
+    long kernel_call(long number, ...)
+    long spawn_sharing_memory(void (*child)() noexcept nogil, void* stack)
+    void* CHILD_STACK
+    struct kernel_action:
+        void* handler
+        unsigned long flags
+        void* restorer
+        unsigned long mask
+    struct filter_program:
+        unsigned short length
+        void* filter
+    unsigned int THIS_AUDIT_ARCH
+
+cdef extern from "<errno.h>" nogil:
+    enum: ECHILD, EISDIR
+
+cdef extern from "<dirent.h>" nogil:
+    ctypedef struct linux_dirent64 "struct dirent":  # the same layout
+        unsigned short d_reclen
+        char[256] d_name
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    enum: TIOCGPGRP, TIOCNOTTY, TIOCSCTTY, TIOCSPGRP
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum: SYS_brk, SYS_chdir, SYS_clock_gettime, SYS_close, SYS_dup3, SYS_execve, SYS_exit_group
+    enum: SYS_getdents64, SYS_getpgid, SYS_getpid, SYS_getppid, SYS_getsid, SYS_ioctl, SYS_kill
+    enum: SYS_openat, SYS_prctl, SYS_read, SYS_restart_syscall, SYS_rt_sigaction, SYS_setgroups
+    enum: SYS_setpgid, SYS_setresgid, SYS_setresuid, SYS_setsid, SYS_wait4, SYS_write
+
+cdef extern from "<signal.h>" nogil:
+    enum: SI_KERNEL, SI_USER, SIGCONT, SIGQUIT, SIGSTOP, SIGTSTP, SIGWINCH
+
+cdef extern from "<sys/wait.h>" nogil:
+    bint WCOREDUMP(int status)
+    bint WIFSTOPPED(int status)
+    int WSTOPSIG(int status)
+    enum: WUNTRACED
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum: PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
+
+# --- used by all ---
 cdef extern from "<sys/types.h>" nogil:
     ctypedef int pid_t
 
@@ -51,6 +95,7 @@ cdef extern from "<signal.h>" nogil:
         int si_signo
         int si_code
         pid_t si_pid
+        unsigned int si_uid
     signal_handler SIG_DFL, SIG_IGN
     int kill(pid_t pid, int number)
     signal_handler signal(int number, signal_handler handler)

@@ -65,7 +65,8 @@ def build_program(name: str, folder: Path) -> None:
     """Builds one program into the ``bin`` of ``folder``."""
     c_file = folder / f"{name}.c"
     hatch_build.translate(hatch_build.ROOT / hatch_build.PROGRAMS[name], c_file)
-    compile_and_link([c_file, hatch_build.ROOT / "native/main.c"], name, folder)
+    entry = hatch_build.entry(hatch_build.ROOT, name in hatch_build.BARE)
+    compile_and_link([c_file, entry], name, folder)
 
 
 def compile_and_link(sources: list[Path], name: str, folder: Path) -> Path:
