@@ -552,6 +552,7 @@ def add_delay_of(number, duration, text):
 def read_user(text):
     """``--user=UID[:GID[,GID...]]``; without a group its number is that of the user."""
     global user, group_count
+    whole: cython.p_char = text
     size: cython.size_t = span(text, b":")
     user = number_in(text, size)
     groups[0] = user
@@ -566,7 +567,7 @@ def read_user(text):
                 user = -1
             group_count += 1
     if user < 0 or text[size] != 0:
-        refuse(b"--user: not UID[:GID[,GID...]] in numbers:", text)
+        refuse(b"--user: not UID[:GID[,GID...]] in numbers:", whole)
 
 
 def signal_or_refuse(option, text):
@@ -972,10 +973,6 @@ def arrange_group():
         kernel_call(SYS_setsid)
         if kernel_call(SYS_ioctl, 0, TIOCSCTTY, 0) == 0:
             has_terminal = True
-        if verbosity >= DEBUG:
-            begin(DEBUG)
-            say(b"setsid complete.")
-            print_line()
         return
     before = kernel_call(SYS_getpgid, 0)
     kernel_call(SYS_setpgid, 0, 0)
@@ -1544,7 +1541,7 @@ def act_on_time():
             arm(DUE_ZOMBIES, zombies_ms)
 
 
-# --- Everybody, and what /proc knows ---------------------------------------------------------------
+# --- Everybody, and what /proc knows ------------------------------------------------------------
 
 
 def everybody(number):
@@ -1945,6 +1942,11 @@ def tell_spawned():
         end_event()
     if verbosity < INFO:
         return
+    if persona == DUMB_INIT and own_group:
+        # Not by the child: if nobody reads this, the SIGPIPE must be ours.
+        begin(INFO)
+        say(b"setsid complete.")
+        print_line()
     begin(INFO)
     if persona == DUMB_INIT:
         say(b"Child spawned with PID ")
@@ -2302,10 +2304,15 @@ def refuse(problem, subject):
 def refuse_value(option, problem, subject):
     """The same, for an option's value."""
     begin(FATAL)
-    say(option)
-    if option[0] != 0:
-        say(b": ")
-    say(problem)
+    if option[0] != 0 and persona != NATIVE:
+        say(b"Not a valid option for ")
+        say(option)
+        say(b":")
+    else:
+        if option[0] != 0:
+            say(option)
+            say(b": ")
+        say(problem)
     if persona == NATIVE:
         say(b" '")
         say(subject)

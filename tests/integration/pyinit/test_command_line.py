@@ -1,0 +1,331 @@
+"""Flags, environment, texts and exit codes of each persona."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import hatch_build
+
+from .inits import ORIGINALS, PERSONAS, PYTHON, QUIET, installed, line, listening, run, started
+
+VERSION = hatch_build.version()
+
+
+@pytest.mark.parametrize("name", PERSONAS)
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -9 $$", 137)],
+)
+def test_ends_with_the_status_of_the_command(
+    inits: Path, name: str, script: str, status: int
+) -> None:
+    done = run(str(inits / name), *QUIET[name], "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_every_exit_code(inits: Path) -> None:
+    script = 'for n in $(seq 0 255); do "$0" sh -c "exit $n"; [ $? = $n ] || echo "$n"; done'
+    for name in PERSONAS[1:]:
+        assert run("sh", "-c", script, str(inits / name)).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fd", "text"),
+    [
+        ("pyinit", "--version", 1, f"tini version {VERSION}_pyinit - pyinit {VERSION}\n"),
+        ("pyinit", "-V", 1, f"tini version {VERSION}_pyinit - pyinit {VERSION}\n"),
+        ("tini", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
+        ("docker-init", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
+        ("init", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
+        ("dumb-init", "-V", 2, "dumb-init v1.2.5\n"),
+        ("dumb-init", "--version", 2, "dumb-init v1.2.5\n"),
+        ("dumb-init", "--vers", 2, "dumb-init v1.2.5\n"),
+        ("catatonit", "-V", 1, f"tini version 0.2.1_catatonit - pyinit {VERSION}\n"),
+        ("catatonit", "--version", 1, f"tini version 0.2.1_catatonit - pyinit {VERSION}\n"),
+        ("pause", "-v", 1, f"pause 3.10 - pyinit {VERSION}\n"),
+        ("pyinit", "--as=dumb-init -V", 2, "dumb-init v1.2.5\n"),
+        ("dumb-init", "--as=catatonit -V", 1, f"tini version 0.2.1_catatonit - pyinit {VERSION}\n"),
+    ],
+)
+def test_version(inits: Path, name: str, options: str, fd: int, text: str) -> None:
+    done = run(str(inits / name), *options.split())
+    assert done.returncode == 0
+    assert (done.stdout, done.stderr) == ((text, "") if fd == 1 else ("", text))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "fd", "text"),
+    [
+        ("pyinit", "-h", 1, "--grace="),
+        ("pyinit", "--help", 1, "--grace="),
+        ("tini", "-h", 1, "supervision of a valid init process"),
+        ("tini", "-h", 1, "more verbose"),
+        ("dumb-init", "-h", 2, "--rewrite"),
+        ("dumb-init", "--help", 2, "--single-child"),
+        ("catatonit", "-h", 2, "-P run nothing"),
+        ("tini", "-l", 1, "Apache"),
+        ("pyinit", "-l", 1, "Apache"),
+        ("pyinit", "-L", 1, "Apache"),
+        ("catatonit", "-L", 1, "Apache"),
+    ],
+)
+def test_help_and_licence(inits: Path, name: str, option: str, fd: int, text: str) -> None:
+    done = run(str(inits / name), option)
+    assert done.returncode == 0
+    assert text in (done.stdout if fd == 1 else done.stderr)
+    assert (done.stderr if fd == 1 else done.stdout) == ""
+
+
+FOREIGN = {"tini": "VcrLP", "dumb-init": "wgslpeLP", "catatonit": "vwslpecr"}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_letters_of_the_others_are_refused_as_the_original_does(inits: Path, name: str) -> None:
+    original = installed(name)
+    for letter in FOREIGN[name] + "xZ9":
+        ours = run(str(inits / name), f"-{letter}", "true")
+        theirs = run(original, f"-{letter}", "true")
+        assert ours.returncode == theirs.returncode == 1
+        first = f"invalid option -- '{letter}'"
+        assert ours.stderr.splitlines()[0] == f"{inits / name}: {first}"
+        assert theirs.stderr.splitlines()[0] == f"{original}: {first}"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("pyinit", "", "no command to run"),
+        ("pyinit", "--", "no command to run"),
+        ("pyinit", "-x true", "pyinit: invalid option -- 'x'"),
+        ("pyinit", "--frob true", "unrecognized option '--frob'"),
+        ("pyinit", "--st=1 true", "unrecognized option '--st'"),  # could be two
+        ("pyinit", "--nnp=1 true", "no value is wanted by '--nnp'"),
+        ("pyinit", "--stop", "option requires an argument '--stop'"),
+        ("pyinit", "-e", "requires an argument -- 'e'"),
+        ("pyinit", "-e 256 true", "'256'"),
+        ("pyinit", "-e 1:256 true", "'1:256'"),
+        ("pyinit", "-e= true", "'='"),
+        ("pyinit", "-p SIGFOO true", "'SIGFOO'"),
+        ("pyinit", "-p 65 true", "'65'"),
+        ("pyinit", "-p RTMIN+31 true", "'RTMIN+31'"),
+        ("pyinit", "-r TERM true", "'TERM'"),
+        ("pyinit", "-r 0:1 true", "'0:1'"),
+        ("pyinit", "--stop=x true", "'x'"),
+        ("pyinit", "--stop=25000m true", "'25000m'"),
+        ("pyinit", "--stop=1s:FOO true", "'FOO'"),
+        ("pyinit", "--stop-on=TERM,FOO true", "'FOO'"),
+        ("pyinit", "--wait=first true", "'first'"),
+        ("pyinit", "--delay=TERM true", "'TERM'"),
+        ("pyinit", "--log=xml true", "'xml'"),
+        ("pyinit", "--user=root true", "'root'"),
+        ("pyinit", "--user=1:x true", "'1:x'"),
+        ("pyinit", "--env=K true", "'K'"),
+        ("pyinit", "--as=nobody true", "no such persona 'nobody'"),
+    ],
+)
+def test_a_wrong_native_command_line_is_one_line_and_125(
+    inits: Path, name: str, arguments: str, message: str
+) -> None:
+    done = run(str(inits / name), *arguments.split())
+    assert (done.returncode, done.stdout) == (125, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("tini", "", "supervision of a valid init process"),
+        ("tini", "--version true", "invalid option -- '-'"),
+        ("tini", "--help", "invalid option -- '-'"),
+        ("tini", "-p TERMINATE true", "Not a valid"),
+        ("tini", "-e 256 true", "Not a valid option for -e"),
+        ("tini", "-e -1 true", "Not a valid option for -e"),
+        ("tini", "-e 1x true", "Not a valid option for -e"),
+        ("tini", "-e 0x10 true", "Not a valid option for -e"),
+        ("dumb-init", "", "Try {name} --help for full usage."),
+        ("dumb-init", "--frob true", "{name}: unrecognized option '--frob'"),
+        ("dumb-init", "-r 15 true", "takes <signum>:<signum>"),
+        ("dumb-init", "-r 0:15 true", "takes <signum>:<signum>"),
+        ("catatonit", "", "missing program name"),
+        ("catatonit", "--help", "unrecognized option '--help'"),
+        ("catatonit", "--frob true", "usage: catatonit [-ghLPV]"),
+    ],
+)
+def test_a_wrong_command_line_of_the_others_is_1(
+    inits: Path, name: str, arguments: str, message: str
+) -> None:
+    program = str(inits / name)
+    done = run(program, *arguments.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message.format(name=program) in done.stderr
+    assert run(installed(name), *arguments.split()).returncode == 1
+
+
+@pytest.mark.parametrize("value", [" 5", "+5", "005", "5"])
+def test_numbers_are_read_as_strtol_does(inits: Path, value: str) -> None:
+    for program in (str(inits / "tini"), installed("tini")):
+        assert run(program, "-s", "-e", value, "--", "sh", "-c", "exit 5").returncode == 0
+
+
+def test_only_its_own_arguments_are_taken(inits: Path) -> None:
+    native, tini = str(inits / "pyinit"), str(inits / "tini")
+    assert run(native, "echo", "-x", "--", "-y").stdout == "-x -- -y\n"
+    assert run(native, "--", "echo", "--", "x").stdout == "-- x\n"
+    assert run(native, "echo", "--", "x").stdout == "-- x\n"
+    assert run(tini, "-s", "echo", "--", "-x").stdout == "-x\n"
+    assert run(tini, "-s", "echo", "-x").stdout == "-x\n"  # an error in tini with glibc
+    assert run(str(inits / "dumb-init"), "echo", "--", "x").stdout == "-- x\n"
+    assert run(str(inits / "catatonit"), "echo", "--", "x").stdout == "x\n"
+
+
+def test_exit_codes_can_be_mapped(inits: Path) -> None:
+    native = str(inits / "pyinit")
+    assert run(native, "-e", "143", "-e3", "sh", "-c", "exit 3").returncode == 0
+    assert run(native, "-e", "143", "sh", "-c", "kill -TERM $$").returncode == 0
+    assert run(native, "-e", "143", "sh", "-c", "exit 4").returncode == 4
+    assert run(native, "--exit=4:9", "sh", "-c", "exit 4").returncode == 9
+    mapped = {**os.environ, "PYINIT_OPTS": "-e 4:9  -e 5"}
+    for name in PERSONAS:
+        assert run(str(inits / name), "sh", "-c", "exit 4", env=mapped).returncode == 9
+        assert run(str(inits / name), "sh", "-c", "exit 5", env=mapped).returncode == 0
+
+
+def test_the_persona_by_environment(inits: Path) -> None:
+    as_dumb = {**os.environ, "PYINIT_AS": "dumb-init"}
+    assert run(str(inits / "tini"), "no-such-command", env=as_dumb).returncode == 2
+    done = run(str(inits / "tini"), "--as=native", "no-such-command", env=as_dumb)
+    assert done.returncode == 127
+    assert done.stderr.startswith("pyinit: ")
+    assert run(str(inits / "tini"), "x", env={**os.environ, "PYINIT_AS": "x"}).returncode == 125
+
+
+def test_our_variables_are_not_passed_on_and_theirs_are(inits: Path) -> None:
+    given = {"PATH": os.environ["PATH"], "PYINIT_OPTS": "", "PYINIT_X": "1", "TINI_SUBREAPER": "0"}
+    for name in PERSONAS:
+        seen = run(str(inits / name), "env", env=given).stdout
+        assert "PYINIT" not in seen
+        assert "TINI_SUBREAPER=0\n" in seen
+
+
+def test_wrong_options_in_the_environment(inits: Path) -> None:
+    for options in ("--frob", "true", "-e"):
+        done = run(str(inits / "pyinit"), "true", env={**os.environ, "PYINIT_OPTS": options})
+        assert done.returncode == 125, options
+    too_many = {**os.environ, "PYINIT_OPTS": "-w " * 100}
+    assert "too many" in run(str(inits / "pyinit"), "true", env=too_many).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "said"),
+    [
+        ("tini", {"TINI_VERBOSITY": "0"}, ""),
+        ("tini", {"TINI_SUBREAPER": ""}, ""),
+        ("tini", {}, "zombie reaping won't work"),
+        ("tini", {"TINI_VERBOSITY": "3", "TINI_SUBREAPER": ""}, "Received SIGCHLD"),
+        ("pyinit", {"TINI_VERBOSITY": "3"}, "Received SIGCHLD"),
+        ("dumb-init", {"DUMB_INIT_DEBUG": "1"}, "Child spawned with PID"),
+        ("dumb-init", {"DUMB_INIT_DEBUG": "2"}, ""),
+        ("catatonit", {"CATATONIT_DEBUG": ""}, "Received SIGCHLD"),
+    ],
+)
+def test_verbosity_by_environment(
+    inits: Path, name: str, variables: dict[str, str], said: str
+) -> None:
+    done = run(str(inits / name), "true", env={"PATH": os.environ["PATH"], **variables})
+    assert done.stdout == ""
+    assert said in done.stderr and bool(said) == bool(done.stderr)
+
+
+def test_catatonit_refuses_a_log_that_it_does_not_have(inits: Path) -> None:
+    given = {**os.environ, "CATATONIT_LOG": "x"}
+    for program in (str(inits / "catatonit"), installed("catatonit")):
+        assert run(program, "true", env=given).returncode == 1
+
+
+def test_what_dumb_init_logs(inits: Path) -> None:
+    for program in (str(inits / "dumb-init"), installed("dumb-init")):
+        said = run(program, "-v", "sh", "-c", "exit 4").stderr
+        for part in (
+            "[dumb-init] Child spawned with PID ",
+            "[dumb-init] setsid complete.\n",
+            "[dumb-init] Received signal 17.\n",
+            " exited with exit status 4.\n",
+            "[dumb-init] Forwarded signal 15 to children.\n",
+            "[dumb-init] Child exited with status 4. Goodbye.\n",
+        ):
+            assert part in said, program
+
+
+def test_reaped_orphans_are_told(inits: Path) -> None:
+    script = "echo $(sh -c '(sleep 0.05; exit 6) >&2 & echo $!'); sleep 0.5"
+    for name, extra in (("tini", ""), ("pyinit", " status=6")):
+        done = run(str(inits / name), "-s", "-w", "sh", "-c", script)
+        said = f"Reaped zombie process with pid={done.stdout.strip()}{extra}"
+        assert said in done.stderr
+
+
+def test_no_arguments_at_all(inits: Path) -> None:
+    for name, status in (("pyinit", 125),):
+        program = str(inits / name).encode()
+        script = f"import ctypes; ctypes.CDLL(None).execv({program!r}, (ctypes.c_char_p * 1)())"
+        done = run(sys.executable, "-c", script)
+        assert done.returncode == status
+        assert "no command" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["pyinit", "tini"])
+@pytest.mark.parametrize("wanted", ["SIGUSR1", "usr1", "10"])
+def test_the_signal_of_a_dead_parent(inits: Path, name: str, wanted: str) -> None:
+    middle = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdout=1); p.wait()"
+    command = ["sh", "-c", "trap 'echo told; exit' USR1; echo ready; while :; do sleep 0.02; done"]
+    with started(*PYTHON, middle, str(inits / name), "-s", "-p", wanted, *command) as process:
+        assert line(process) == "ready"
+        process.kill()
+        assert line(process) == "told"
+
+
+@pytest.mark.parametrize("name", ["tini", "catatonit", "pyinit"])
+def test_group_by_option_and_environment(inits: Path, name: str) -> None:
+    script = "trap 'wait; echo outer; exit 9' TERM; "
+    script += "(trap 'echo inner; exit' TERM; echo ready; while :; do sleep 0.02; done) & wait"
+    variable = "CATATONIT_KILLPG" if name == "catatonit" else "TINI_KILL_PROCESS_GROUP"
+    for options, extra in ((["-g"], {}), ([], {variable: "0"})):
+        command = [str(inits / name), *QUIET[name], *options, "--", "sh", "-c", script]
+        with started(*command, env={**os.environ, **extra}) as process:
+            assert line(process) == "ready"
+            os.kill(process.pid, signal.SIGTERM)
+            assert {line(process), line(process)} == {"inner", "outer"}
+            assert process.wait(20) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "sent", "seen"),
+    [
+        ("dumb-init", "15:2", 15, 2),
+        ("dumb-init", " 15: 2", 15, 2),
+        ("dumb-init", "+15:+2", 15, 2),
+        ("dumb-init", "15:2x", 15, 2),
+        ("dumb-init", "TERM:quit", 15, 3),
+        ("pyinit", "TERM:RTMIN+2", 15, 36),
+        ("pyinit", "RTMAX-1:SIGUSR2", 63, 12),
+    ],
+)
+def test_signals_can_be_rewritten(inits: Path, name: str, rule: str, sent: int, seen: int) -> None:
+    with listening(str(inits / name), "-r", rule) as init:
+        os.kill(init.pid, sent)
+        assert line(init.outer).split()[0] == str(seen)
+
+
+def test_signals_can_be_dropped(inits: Path) -> None:
+    given = {**os.environ, "PYINIT_OPTS": "--map=TERM:0"}
+    for name in PERSONAS:
+        with listening(str(inits / name), env=given) as init:
+            os.kill(init.pid, signal.SIGTERM)
+            os.kill(init.pid, signal.SIGWINCH)
+            assert line(init.outer).split()[0] == str(int(signal.SIGWINCH))
