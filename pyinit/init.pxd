@@ -156,6 +156,7 @@ cdef void read_own_environment() noexcept nogil
 cdef void read_pause_options(int argc, char** argv) noexcept nogil
 cdef void rewrite(char* text) noexcept nogil
 cdef void map_exit(char* text) noexcept nogil
+cdef void add_variable(char* text) noexcept nogil
 cdef void add_delay(char* text) noexcept nogil
 cdef void add_delay_of(int number, long duration, const char* text) noexcept nogil
 cdef void read_user(char* text) noexcept nogil

@@ -365,7 +365,7 @@ def obey_own(key, value):
     global stop_ms, stop_signal, stop_on, stop_twice, grace_ms, wait_for_all, wait_for_last
     global to_everybody, log_format, log_fd, say_why, absorbed, zombies_ms, child_death_signal
     global folder_of_command, no_new_privileges, lock_calls, timeout_ms, keep_stdio
-    global never_subreaper, added_count
+    global never_subreaper
     end: cython.p_char
     if key == b"S":
         never_subreaper = True
@@ -409,10 +409,7 @@ def obey_own(key, value):
     elif key == b"C":
         folder_of_command = value
     elif key == b"E":
-        if added_count == MOST_ADDED or strchr(value, b"=") == cython.NULL:
-            refuse(b"--env: not K=V, or too many:", value)
-        added[added_count] = value
-        added_count += 1
+        add_variable(value)
     elif key == b"N":
         no_new_privileges = True
     elif key == b"K":
@@ -529,6 +526,21 @@ def map_exit(text):
     if code < 0 or code > 255 or result < 0 or result > 255:
         refuse(b"Not a valid option for -e:", text)
     exit_map[code] = result + 1
+
+
+def add_variable(text):
+    """``--env=K=V``; the last one for the same K counts."""
+    global added_count
+    at: cython.int = 0
+    if strchr(text, b"=") == cython.NULL:
+        refuse(b"--env: not K=V:", text)
+    while at < added_count and not is_variable(added[at], text):
+        at += 1
+    if at == MOST_ADDED:
+        refuse(b"--env: too many, from", text)
+    if at == added_count:
+        added_count += 1
+    added[at] = text
 
 
 def add_delay(text):
@@ -788,8 +800,8 @@ def add_variables():
     while environment[count] != cython.NULL:
         count += 1
     longer = cython.cast(cython.pp_char, more_memory((count + added_count + 1) * POINTER_BYTES))
-    for wanted in range(added_count):  # the last comes first, and so is the one that counts
-        longer[at] = added[added_count - 1 - wanted]
+    for wanted in range(added_count):
+        longer[at] = added[wanted]
         at += 1
     while environment[0] != cython.NULL:
         kept = True

@@ -93,13 +93,13 @@ def descendants(pid: int) -> list[int]:
     return below
 
 
-def eventually(condition: Callable[[], bool]) -> bool:
+def eventually(condition: Callable[[], bool], every_s: float = 0.01) -> bool:
     """Polls until ``condition`` holds or patience ends."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > end:
             return False
-        select.select([], [], [], 0.01)
+        select.select([], [], [], every_s)
     return True
 
 
