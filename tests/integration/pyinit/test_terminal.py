@@ -46,8 +46,8 @@ text = ""
 while text != "end":
     try:
         text = os.read(0, 100).decode().strip()
-    except OSError:  # hung up
-        signal.pause()
+    except OSError:  # hung up; the signal is under way
+        text = ""
     if text:
         say("line", text)
 sys.exit(6)
