@@ -60,6 +60,7 @@ wheels: setup
 bench: setup $(VENV)/.bench-packages
 	$(BIN)/python -m bench.lifecycle
 	$(BIN)/python -m bench.relay
+	$(BIN)/python -m bench.init
 
 clean:
 	rm -rf build dist $(VENV)

@@ -13,6 +13,8 @@ cdef enum:
     LAST_SIGNAL = 64
     FIRST_REAL_TIME = 34  # of every C library: the two before are its own
     LONGEST_MS = 86400000  # 24 hours
+    FIRST_REST_NS = 500000
+    LONGEST_REST_NS = 16000000
     LAST_FD = 0x7fffffff
     ASCII_ZERO = 48
     ASCII_A = 97
@@ -117,6 +119,9 @@ cdef int init_pid
 cdef int init_at_start
 cdef int spawn_error
 cdef bint has_terminal
+cdef bint leads_session
+cdef bint watches_stops
+cdef long rest_ns
 cdef int phase
 cdef int final_status
 cdef bint timed_out

@@ -975,7 +975,7 @@ def arrange_group():
 
     Without a terminal, with stdin closed, or without the right to it: the command runs anyhow.
     """
-    global has_terminal
+    global has_terminal, leads_session, watches_stops
     mine: cython.long = kernel_call(SYS_getpid)
     before: cython.long
     front: cython.int = -1
@@ -987,17 +987,20 @@ def arrange_group():
             has_terminal = True
         return
     before = kernel_call(SYS_getpgid, 0)
+    leads_session = kernel_call(SYS_getsid, 0) == init_pid
+    watches_stops = leads_session or init_pid == 1
     kernel_call(SYS_setpgid, 0, 0)
     if kernel_call(SYS_ioctl, 0, TIOCGPGRP, cython.address(front)) != 0:
         return
     # A background job must not take the terminal from its shell, which would then read
     # end-of-file.  A session leader may: nobody else hands it out.  For PID 1 the group in the
     # foreground can be one that is invisible from inside its namespace.
-    if front == before or init_pid == 1 or kernel_call(SYS_getsid, 0) == init_pid:
+    if front == before or watches_stops:
         front = mine
         # SIGTTOU is still blocked, so the kernel lets a background group do this.
         if kernel_call(SYS_ioctl, 0, TIOCSPGRP, cython.address(front)) == 0:
             has_terminal = True
+            watches_stops = True
 
 
 def arrange_rights():
@@ -1258,11 +1261,15 @@ def next_signal(info):
             due = 0
         until.tv_sec = due // 1000
         until.tv_nsec = due % 1000 * 1000000
+    if rest_ns and (due == 0 or until.tv_sec or until.tv_nsec > rest_ns):
+        wanted &= ~bit(SIGCHLD)
+        until.tv_sec = 0
+        until.tv_nsec = rest_ns
     number = kernel_call(
         SYS_rt_sigtimedwait,
         cython.address(wanted),
         info,
-        cython.address(until) if armed else cython.NULL,
+        cython.address(until) if armed or rest_ns else cython.NULL,
         SIGSET_BYTES,
     )
     return number if number > 0 else 0
@@ -1372,19 +1379,18 @@ def send(number, info):
 
 def reap(info):
     """Collects every process that has died; true when pyinit is to end."""
-    global final_status
+    global final_status, rest_ns
     wait_status: cython.int
     usage: cython.long[18]
+    # The kernel adds it all up, for each of them, so only if somebody wants to know.
+    used: cython.p_long = usage if say_why or log_format else cython.NULL
     pid: cython.long
     some: cython.bint = False
+    usage[4] = 0
     while True:
-        pid = kernel_call(SYS_wait4, -1, cython.address(wait_status), WNOHANG | WUNTRACED, usage)
+        pid = kernel_call(SYS_wait4, -1, cython.address(wait_status), WNOHANG, used)
         if pid <= 0:
             break
-        if WIFSTOPPED(wait_status):
-            if pid == child and phase == RUNNING:
-                command_stopped(WSTOPSIG(wait_status))
-            continue
         some = True
         tell_reaped(pid, wait_status, info)
         if pid == child and phase == RUNNING:
@@ -1398,6 +1404,24 @@ def reap(info):
         return True
     if phase == KILLING and some:
         everybody(SIGKILL)  # whose parent has just died was nobody's before
+    # Each call that finds nobody has looked at all who live.  Where one has died there may be
+    # thousands, so those of the next half millisecond are collected together, and so on.
+    if not some:
+        rest_ns = 0
+    elif rest_ns == 0:
+        rest_ns = FIRST_REST_NS
+    elif rest_ns < LONGEST_REST_NS:
+        rest_ns *= 2
+    if watches_stops and phase == RUNNING:
+        # Apart, because the call above would take longer for every child if it looked for this.
+        pid = kernel_call(
+            SYS_wait4, child, cython.address(wait_status), WNOHANG | WUNTRACED, cython.NULL
+        )
+        if pid == child and WIFSTOPPED(wait_status):
+            command_stopped(WSTOPSIG(wait_status))
+        elif pid == child:
+            command_ended(wait_status, usage)
+            return phase == ENDED
     return False
 
 
@@ -1447,19 +1471,17 @@ def status_of(wait_status):
 def command_stopped(number):
     """Ctrl-Z: with a shell above us, that gets the terminal; without one nothing stays stopped."""
     parent: cython.long
-    session: cython.long
     info: siginfo_t
     at_once: timespec
     wanted: cython.ulonglong = bit(SIGCONT)
-    if persona == DUMB_INIT or (number != SIGTSTP and number != SIGTTIN and number != SIGTTOU):
+    if number != SIGTSTP and number != SIGTTIN and number != SIGTTOU:
         return
-    session = kernel_call(SYS_getsid, 0)
-    if init_pid == 1 or session == init_pid:
+    if init_pid == 1 or leads_session:
         # Nobody could resume it: the kernel would not have stopped it in our place.
         kernel_call(SYS_kill, -child, SIGCONT)
         return
     parent = kernel_call(SYS_getppid)
-    if not has_terminal or parent == 0 or kernel_call(SYS_getsid, parent) != session:
+    if parent == 0 or kernel_call(SYS_getsid, parent) != kernel_call(SYS_getsid, 0):
         return
     set_foreground(child, kernel_call(SYS_getpgid, 0))
     kernel_call(SYS_kill, init_pid, SIGSTOP)
