@@ -199,6 +199,7 @@ cdef int arrange_rights() noexcept nogil
 cdef void ignore_children() noexcept nogil
 cdef void tell_listener() noexcept nogil
 cdef void fail_to_run() noexcept nogil
+cdef int failure_status() noexcept nogil
 cdef void say_advice(int reason) noexcept nogil
 cdef int search_and_execute(char** command) noexcept nogil
 cdef bint join_path(const char* folder, size_t folder_length, const char* name) noexcept nogil

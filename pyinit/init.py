@@ -943,7 +943,7 @@ def spawn(command):
         say(b"; check the limits on processes and memory")
         fail()
     child = result
-    if init_pid == 0:  # the command is in another pid namespace, and cannot see us
+    if init_pid == 0:  # the command cannot see us from its pid namespace (or we not its memory)
         init_pid = kernel_call(SYS_getpid)
     if spawn_error:
         kernel_call(SYS_wait4, child, cython.address(status), 0, cython.NULL)
@@ -967,7 +967,8 @@ def become_command():
         tell_listener()
         set_mask(mask_at_start, cython.NULL)
         spawn_error = search_and_execute(command_words)
-    kernel_call(SYS_exit_group, 1)
+    # The parent tells more; but emulators copy the memory that it should share with us.
+    kernel_call(SYS_exit_group, failure_status())
 
 
 def arrange_group():
@@ -1055,42 +1056,45 @@ def tell_listener():
 
 def fail_to_run():
     """Says why the command could not be executed and ends with the status that tells it."""
-    reason: cython.int = -spawn_error
-    status: cython.int = EXIT_CANNOT_RUN
+    status: cython.int = failure_status()
     begin(FATAL)
-    if persona == DUMB_INIT:
-        say(command_words[0])
-        say(b": ")
-        say_error(spawn_error)
-        status = EXIT_DUMB_INIT
-    elif persona == TINI:
-        say(b"exec ")
-        say(command_words[0])
-        say(b" failed: ")
-        say_error(spawn_error)
-        status = EXIT_INIT_FAILED
-        if reason == EACCES:
-            status = EXIT_CANNOT_RUN
-        elif reason == ENOENT:
-            status = EXIT_NOT_FOUND
-        # Nobody who has -e 127 in a script should be surprised.
-        if exit_map[status]:
-            status = exit_map[status] - 1
-    elif persona == CATATONIT:
+    if persona == CATATONIT:
         say(b"failed to exec pid1: ")
         say_error(spawn_error)
-        status = EXIT_INIT_FAILED
-    else:
+    elif persona == NATIVE:
         say(b"cannot run '")
         say(command_words[0])
         say(b"': ")
         say_error(spawn_error)
-        say_advice(reason)
-        # Shells, env and timeout use these, which cannot be mistaken for an error of ours.
-        if reason == ENOENT or reason == ENOTDIR:
-            status = EXIT_NOT_FOUND
+        say_advice(-spawn_error)
+    else:
+        if persona == TINI:
+            say(b"exec ")
+        say(command_words[0])
+        if persona == TINI:
+            say(b" failed")
+        say(b": ")
+        say_error(spawn_error)
     print_line()
+    # Nobody who has -e 127 in a script for tini should be surprised.
+    if persona == TINI and exit_map[status]:
+        status = exit_map[status] - 1
     kernel_call(SYS_exit_group, status)
+
+
+def failure_status():
+    """The exit code for a command that could not be executed."""
+    reason: cython.int = -spawn_error
+    if persona == DUMB_INIT:
+        return EXIT_DUMB_INIT
+    if persona == CATATONIT:
+        return EXIT_INIT_FAILED
+    if reason == ENOENT:
+        return EXIT_NOT_FOUND
+    if persona == TINI:
+        return EXIT_CANNOT_RUN if reason == EACCES else EXIT_INIT_FAILED
+    # Shells, env and timeout use these, which cannot be mistaken for an error of ours.
+    return EXIT_NOT_FOUND if reason == ENOTDIR else EXIT_CANNOT_RUN
 
 
 def say_advice(reason):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -29,9 +30,9 @@ from .inits import (
 STUBBORN = "trap 'echo told' TERM; echo ready; while :; do sleep 0.02; done"
 SLEEPER = "trap 'echo %s; exit' TERM; echo ready; while :; do sleep 0.02; done"
 HANDLER = (
-    "import signal, sys; print('ready', flush=True); sys.stdin.readline(); "
-    "signal.signal(10, lambda *_: print('handled', flush=True)); print('set', flush=True); "
-    "sys.stdin.readline()"
+    "import os, signal; os.write(1, b'ready\\n'); os.read(0, 9); "
+    "signal.signal(10, lambda *_: os.write(1, b'handled\\n')); os.write(1, b'set\\n'); "
+    "os.read(0, 9)"
 )
 
 
@@ -233,7 +234,8 @@ def test_user_folder_and_variables(pyinit: str, tmp_path: Path) -> None:
     assert run(pyinit, "--user=4711", "id", "-g").stdout == "4711\n"
     done = run(pyinit, "--chdir=/nowhere", "true")
     assert (done.returncode, "No such file" in done.stderr) == (127, True)
-    done = run(pyinit, "--user=1:1", "--", pyinit, "--user=0:0", "true")
+    shutil.copy(pyinit, tmp_path / "copy")
+    done = run(pyinit, "--user=1:1", "--", str(tmp_path / "copy"), "--user=0:0", "true")
     assert (done.returncode, "Operation not permitted" in done.stderr) == (126, True)
 
 

@@ -253,7 +253,9 @@ def test_rough_places(inits: Path, tmp_path: Path, name: str, place: str) -> Non
     command = [*ROUGH[place], str(tmp_path / name), *QUIET[name], "--"]
     orphan = "" if place == "no /dev" else "(sleep 0.05 &) ; sleep 0.2; "  # & wants /dev/null
     done = run(*command, "sh", "-c", f"{orphan}kill -TERM $$")
-    assert (done.returncode, done.stderr) == (143, "")
+    assert done.returncode == 143
+    # A sanitizer's runtime misses /proc.
+    assert done.stderr == "" or "reading executable name failed" in done.stderr
 
 
 def test_the_other_architecture() -> None:
