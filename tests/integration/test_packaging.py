@@ -105,6 +105,7 @@ def test_the_sdist_has_what_a_build_needs_and_nothing_that_was_built(sdist: Path
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "PKG-INFO"}
     wanted |= {"native/linux.pxd", "native/main.c", "native/python/Python.h"}
+    wanted |= {"native/bare.c", "native/bare.h", "native/bare.ld"}
     wanted |= set(hatch_build.PROGRAMS.values())
     wanted |= {str(Path(name).with_suffix(".pxd")) for name in hatch_build.PROGRAMS.values()}
     assert wanted - names == set()

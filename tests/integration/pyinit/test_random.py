@@ -29,7 +29,7 @@ from .inits import (
     status,
 )
 
-SCENARIOS = 100
+SCENARIOS, WITH_SANITIZERS = 34, 8  # of each seed
 # Signals that every init hands on.
 SENT = ("HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "ALRM", "VTALRM", "IO", "PWR", "WINCH", "URG")
 OPTIONS = {
@@ -122,9 +122,12 @@ def has_handed_on(init: int) -> bool:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_what_is_seen_is_the_same(inits: Path, name: str, seed: int) -> None:
+def test_what_is_seen_is_the_same(
+    inits: Path, name: str, seed: int, request: pytest.FixtureRequest
+) -> None:
+    count = WITH_SANITIZERS if "sanitized" in request.node.name else SCENARIOS
     chance = random.Random(f"{name} {seed}")
-    for number in range(SCENARIOS // 3):
+    for number in range(count):
         options, told, sent = scenario(chance, name)
         as_pid_1 = chance.random() < 0.3
         what = f"{name} {seed} {number}: {options} {told} {sent} pid1={as_pid_1}"

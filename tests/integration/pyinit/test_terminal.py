@@ -141,7 +141,7 @@ def test_ctrl_z_under_the_originals_gives_no_prompt(program: str, name: str) -> 
         program_pid = children(init)[0]
         if name == "tini":
             assert stopped(program_pid)
-        assert state(init) == "S"
+        assert eventually(lambda: state(init) == "S")
         assert "Stopped" not in shell.seen
 
 
