@@ -17,7 +17,7 @@ cdef extern from "bare.h" nogil:
     unsigned int THIS_AUDIT_ARCH
 
 cdef extern from "<errno.h>" nogil:
-    enum: ECHILD, EISDIR
+    enum: ECHILD
 
 cdef extern from "<dirent.h>" nogil:
     ctypedef struct linux_dirent64 "struct dirent":  # the same layout
@@ -63,9 +63,6 @@ cdef extern from "<string.h>" nogil:
     char* strerror(int number)
     size_t strlen(const char* s)
 
-cdef extern from "<strings.h>" nogil:
-    int strncasecmp(const char* a, const char* b, size_t n)
-
 cdef extern from *:
     """
     extern char **environ;  /* POSIX leaves this declaration to the program */
@@ -75,13 +72,9 @@ cdef extern from *:
 cdef extern from "<unistd.h>" nogil:
     void _exit(int status)
     int execve(const char* path, char** argv, char** envp)
-    pid_t getpgrp()
     pid_t getpid()
     pid_t getppid()
-    int setpgid(pid_t pid, pid_t group)
     long syscall(long number, ...)
-    pid_t tcgetpgrp(int fd)
-    int tcsetpgrp(int fd, pid_t group)
     pid_t vfork()
     ssize_t write(int fd, const void* data, size_t n)
 
