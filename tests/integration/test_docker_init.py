@@ -117,4 +117,4 @@ def test_dockerd_reads_the_version(docker: Dockerd) -> None:
     """With the name pyinit it is native; dockerd looks at what stands behind "tini version"."""
     done = docker.docker("version", "--format", "{{json .Server}}")
     parts = {part["Name"]: part["Version"] for part in json.loads(done.stdout)["Components"]}
-    assert parts["docker-init"] == f"{hatch_build.version()}_pyinit"
+    assert parts["pyinit"] == f"{hatch_build.version()}_pyinit"
