@@ -28,7 +28,10 @@ BASH = ("bash", "--norc", "--noprofile", "--noediting", "-i")
 PROGRAM = """#!{python} -IS
 import os, signal, sys
 def say(*words):
-    os.write(1, " ".join(map(str, words)).encode() + b"\\n")
+    try:
+        os.write(1, " ".join(map(str, words)).encode() + b"\\n")
+    except OSError:  # hung up
+        pass
 def hang_up(*_):
     open("{out}", "w").write("got-hup\\n")
     os._exit(5)
