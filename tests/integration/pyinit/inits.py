@@ -144,8 +144,18 @@ def listening(
     """``init`` with a command that tells which signals it gets."""
     prefix = NEW_PIDS if as_pid_1 else ()
     with started(*prefix, init, *options, "--", *PYTHON, LISTENER, **more) as process:
-        assert line(process)
-        yield Process(process, children(process.pid)[0] if as_pid_1 else process.pid)
+        told = int(line(process))
+        if as_pid_1:
+            yield Process(process, children(process.pid)[0])
+            return
+        # It may outlive its init, and is nobody's whom we would find then.
+        listener = os.pidfd_open(told)
+        try:
+            yield Process(process, process.pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(listener, signal.SIGKILL)
+            os.close(listener)
 
 
 class Terminal:
