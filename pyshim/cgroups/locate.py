@@ -1,6 +1,6 @@
 """Where the control group of a process lies, on a host with cgroup v1, v2 or both.
 
-Pure but for ``around``: the two texts are those of proc(5).
+Pure but for those that take a pid or a group: the two texts are those of proc(5).
 """
 
 from __future__ import annotations
@@ -13,25 +13,23 @@ UNIFIED = ""  # the key of a v2 group; those of v1 are controllers' names
 
 
 def apart(pid: int, other: int) -> dict[str, str]:
-    """As ``around``, without the groups that ``pid`` shares with ``other``, our own process.
+    """The folders of the groups that ``pid`` is in, by controller; empty when it has gone.
 
-    A runtime makes no group in some hierarchies (named ones, controllers that it does not know):
-    there a container is in the group of whoever started its shim, and that is not its own.
+    Those that it shares with ``other``, our own process, are left out.  A runtime makes no group in
+    some hierarchies (named ones, controllers that it does not know): there a container is in the
+    group of whoever started its shim, and that is not its own.
     """
-    shared = around(other)
-    return {name: path for name, path in around(pid).items() if shared.get(name) != path}
-
-
-def around(pid: int) -> dict[str, str]:
-    """The folders of the group that ``pid`` is in, by controller; empty when it has gone."""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            membership = file.read()
-        with open("/proc/self/mountinfo", encoding="utf-8") as file:
-            mounts = file.read()
+        theirs, ours = (_read(f"/proc/{who}/cgroup").splitlines() for who in (pid, other))
+        mounts = _read("/proc/self/mountinfo")
     except OSError:
         return {}
-    return folders(membership, mounts)
+    return folders("\n".join(line for line in theirs if line not in ours), mounts)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def folders(membership: str, mountinfo: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 
 
@@ -19,6 +20,13 @@ def memfd(content: bytes) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def is_readable(fd: int) -> bool:
+    """Whether a read would not block; by poll(2), for select(2) takes no number above 1023."""
+    news = select.poll()
+    news.register(fd, select.POLLIN)
+    return bool(news.poll(0))
 
 
 def receive(

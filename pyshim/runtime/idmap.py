@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -34,7 +35,7 @@ def mapping(text: str) -> str:
     for part in text.split(","):
         numbers = part.split(":")
         if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
-            raise OSError(22, f"{text!r} is no id mapping; it is CONTAINER:HOST:SIZE")
+            raise OSError(errno.EINVAL, f"{text!r} is no id mapping; it is CONTAINER:HOST:SIZE")
         lines.append(" ".join(numbers))
     return "".join(f"{line}\n" for line in lines)
 
@@ -47,7 +48,7 @@ def user_namespace(maps: Mapping[str, str], where: str) -> Iterator[int]:
     """
     missing = [name for name in OPTIONS if name not in maps]
     if missing:
-        raise OSError(22, f"the mount has no {missing[0]}=; give both or none", where)
+        raise OSError(errno.EINVAL, f"the mount has no {missing[0]}=; give both or none", where)
     texts = {name: mapping(maps[name]) for name in OPTIONS}
     child, release = _spawn_unshared(where)
     try:
@@ -83,7 +84,7 @@ def _spawn_unshared(where: str) -> tuple[int, int]:
     os.close(reported)
     answer = os.read(report, 1)
     os.close(report)
-    error = answer[0] if answer else 5
+    error = answer[0] if answer else errno.EIO
     if error:
         os.close(writer)
         with contextlib.suppress(ChildProcessError):
@@ -92,16 +93,14 @@ def _spawn_unshared(where: str) -> tuple[int, int]:
     return child, writer
 
 
-def attributes(read_only: int) -> int:
-    """MOUNT_ATTR_* for an idmapped mount."""
-    return MOUNT_ATTR_IDMAP | (MOUNT_ATTR_RDONLY if read_only else 0)
-
-
-def bind(source: str, target: str, space: int, attributes: int, *, recursive: bool) -> None:
+def bind(
+    source: str, target: str, space: int, *, read_only: bool = False, recursive: bool = False
+) -> None:
     """Binds ``source`` on ``target`` with the owners of the user namespace ``space``.
 
     Raises OSError.
     """
+    attributes = MOUNT_ATTR_IDMAP | (MOUNT_ATTR_RDONLY if read_only else 0)
     tree = AT_RECURSIVE if recursive else 0
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | tree
     fd = _call(source, SYS_OPEN_TREE, AT_FDCWD, os.fsencode(source), flags)
@@ -133,7 +132,7 @@ def shifted_layers(options: Sequence[str], space: int, folder: str) -> Iterator[
             for layer in option.removeprefix(LOWER).split(":"):
                 made.append(os.path.join(base, str(len(made))))
                 os.mkdir(made[-1])
-                bind(layer, made[-1], space, MOUNT_ATTR_IDMAP, recursive=False)
+                bind(layer, made[-1], space)
             changed.append(LOWER + ":".join(made))
         yield changed
     finally:

@@ -133,9 +133,8 @@ def mount_one(mount: Mount, target: str) -> None:
     if maps:
         with idmap.user_namespace(maps, target) as space:
             if flags & MS_BIND:
-                attributes = idmap.attributes(flags & MS_RDONLY)
-                recursive = bool(flags & MS_REC)
-                idmap.bind(mount.source, target, space, attributes, recursive=recursive)
+                read_only, recursive = bool(flags & MS_RDONLY), flags & MS_REC == MS_REC
+                idmap.bind(mount.source, target, space, read_only=read_only, recursive=recursive)
             else:
                 with idmap.shifted_layers(data, space, os.path.dirname(target)) as shifted:
                     _mount(mount.source, target, mount.type, flags, shifted)
@@ -196,7 +195,7 @@ def _mount(source: str, target: str, kind: str, flags: int, options: Sequence[st
     if len(os.fsencode(data)) > MAX_DATA_BYTES:
         size = len(os.fsencode(data))
         text = f"mount {kind}: {size} bytes of options, the kernel takes {MAX_DATA_BYTES}"
-        raise OSError(7, f"{text}; use fewer layers", target)
+        raise OSError(errno.E2BIG, f"{text}; use fewer layers", target)
     error = _mount_in(folder, (source, target, kind, flags, data))
     if error:
         raise OSError(error, f"mount {kind} {source}: {os.strerror(error)}", target)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2
 from pyshim.cgroups import locate, oom
 from pyshim.monitor.channel import HoldFlag, Message, Type
+from pyshim.monitor.fds import is_readable
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
@@ -51,7 +51,7 @@ def check(task: Task, name: str) -> None:
     if container is None or fd is None:
         return
     groups = dict(container.cgroups)
-    readable = _is_readable(fd)
+    readable = is_readable(fd)
     if not readable and locate.UNIFIED not in groups:
         return
     count = oom.kills(groups, container.oom_kills)
@@ -75,13 +75,6 @@ def _leave_mark(container: state_pb2.Container) -> None:
     path = os.path.join(container.bundle, MARK)
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
-
-
-def _is_readable(fd: int) -> bool:
-    """By poll(2): select(2) takes no descriptor above 1023."""
-    news = select.poll()
-    news.register(fd, select.POLLIN)
-    return bool(news.poll(0))
 
 
 def ignore(task: Task, container: state_pb2.Container) -> list[Message]:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import select
 import stat
 from dataclasses import dataclass, field
 
 from pyshim.api import state_pb2
 from pyshim.monitor.channel import HoldFlag, Message, RelayFlag, Type
+from pyshim.monitor.fds import is_readable
 from pyshim.service.store import Store
 from pyshim.stdio import logger
 from pyshim.stdio.uri import parse, scheme_of
@@ -153,9 +153,7 @@ def printed(store: Store, process: state_pb2.Process) -> str:
         source = store.held.get(output.source_tag)
         if source is None or output.uri != (process.stderr or process.stdout):
             continue
-        news = select.poll()
-        news.register(source, select.POLLIN)
-        if news.poll(0):
+        if is_readable(source):
             return os.read(source, MAX_PRINTED_BYTES).decode(errors="replace")
     return ""
 

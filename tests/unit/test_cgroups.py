@@ -47,7 +47,7 @@ def test_the_hosts_own_groups_are_nobodys(path: str) -> None:
 
 
 def test_a_process_that_has_gone() -> None:
-    assert locate.around(2**22 + 1) == {}
+    assert locate.apart(2**22 + 1, os.getpid()) == {}
 
 
 def write(folder: Path, content: dict[str, str]) -> None:
