@@ -176,10 +176,11 @@ class RawShim:
     def input(self, name: str) -> tuple[str, int]:
         """A fifo and the end of it that is written to."""
         path = self.fifo(name)
+        # Kept to the end: the Go shim opens its own end some time after it has answered Start,
+        # and a fifo without a reader breaks the pipe of whoever writes to it.
         reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         writer = os.open(path, os.O_WRONLY)
-        os.close(reader)
-        self._fds.append(writer)
+        self._fds += [reader, writer]
         return path, writer
 
     def close(self, fd: int) -> None:
