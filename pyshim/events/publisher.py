@@ -107,14 +107,12 @@ class Publisher:
         state = self.store.state
         while state.outbox or state.publishing:
             owned: list[int] = []
-            if state.publisher_tag not in self.store.held:
-                self._hang_up()
-                messages = await self._connect()
-                self.store.commit(*messages, *self._next(owned), owned=owned)
-            elif not state.publishing:
-                self.store.commit(*self._next(owned), owned=owned)
-            else:
+            if state.publisher_tag in self.store.held and state.publishing:
                 await self._answer()
+                continue
+            left = self._hang_up()
+            messages = await self._connect()
+            self.store.commit(*left, *messages, *self._next(owned), owned=owned)
 
     async def _connect(self) -> list[Message]:
         """A connection to containerd; the message that has the monitor keep it."""

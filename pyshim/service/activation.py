@@ -223,16 +223,17 @@ class Activation:
         return state.next_number > 0 and not state.containers and not state.outbox
 
     def _unused_ms(self) -> int | None:
-        """How long a monitor may yet wait for its first container; None once there was one.
+        """How long a monitor may yet wait for a container; None while it has something to do.
 
-        A containerd that dies between `start` and Create leaves it; 1.6 then keeps it connected.
+        A containerd that dies between `start` and Create leaves it, also one that dies while Create
+        fails; 1.6 then keeps it connected.
         """
         state = self.store.state
-        if state.next_number > 0 or state.containers or state.calls:
+        if state.containers or state.calls or state.outbox:
             return None
         with contextlib.suppress(OSError):  # without its socket nobody finds it any more
-            age_s = time.time() - os.stat(state.socket).st_mtime
-            return max(0, int((UNUSED_S - age_s) * 1000))
+            since_s = state.empty_since_ns / 1e9 or os.stat(state.socket).st_mtime
+            return max(0, int((UNUSED_S - (time.time() - since_s)) * 1000))
         return 0
 
     async def _nap(self, seconds: float) -> None:

@@ -123,7 +123,9 @@ async def outcome(
     pid = store.commands[call.token]
     record = await exited(store, pid, timeout_s)
     if record is None:
+        call.timed_out = True
         store.commit(Message(Type.KILL, (pid, signal.SIGKILL), sequence=store.link.expect()[0]))
+    if record is None or call.timed_out:
         text = f"the OCI runtime did not end within {timeout_s} s and was killed"
         store.log.warning(text, method=call.method)
         raise StatusError(Code.DEADLINE_EXCEEDED, text)

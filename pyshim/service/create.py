@@ -140,7 +140,7 @@ def _undo(
     if container.mounted:
         mounts.unmount_all(_rootfs(container))
     messages = exits.release(task.store, container.init)
-    del task.store.state.containers[container.id]
+    task.store.remove(container.id)
     if not isinstance(error, StatusError):
         error = StatusError(Code.UNKNOWN, f"OCI runtime create failed: {text_of(error)}")
     task.server.fail(call, error, *messages)

@@ -103,5 +103,5 @@ def _remove_container(task: Task, container: state_pb2.Container) -> list[Messag
     messages += exits.release(task.store, container.init) + oom.ignore(task, container)
     if container.mounted:
         mounts.unmount_all(os.path.join(container.bundle, "rootfs"))
-    del task.store.state.containers[container.id]
+    task.store.remove(container.id)
     return messages

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 
 from pyshim.api import state_pb2
@@ -176,6 +177,12 @@ class Store:
         ]
         del self.state.deleted[:]
         self.state.deleted.extend(kept)
+
+    def remove(self, container: str) -> None:
+        """Removes a container from the state; when it was the last, notes the time."""
+        del self.state.containers[container]
+        if not self.state.containers:
+            self.state.empty_since_ns = time.time_ns()
 
     def containers(self) -> list[state_pb2.Container]:
         """All containers of the group."""

@@ -51,7 +51,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("delete-again", "exec-states", ("delete again",)),
     Difference("delete-again", "calls-when-stopped", ("deleted",)),
     Difference("delete-again", "calls-when-deleted", ("Delete",)),
-    Difference("exec-spec-in-bundle", "bundle-files", ("running",)),
+    Difference("exec-pid-in-bundle", "bundle-files", ("running",)),
     Difference("stats-of-the-ended", "calls-when-stopped", ("Stats",)),
     Difference("wait-deadline", "wait-with-a-deadline", ("code",)),
     Difference("stdout-alone", "stdout-alone", ("create", "status", "out")),

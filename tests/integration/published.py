@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,33 @@ class Events:
         self._seen: list[tuple[str, Any]] = []
         self._answering = threading.Event()
         self._answering.set()
+        self._connections: list[socket.socket] = []
+        self._listen()
+
+    def _listen(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.address)
         self._listener.listen(128)
-        threading.Thread(target=self._accept, daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def close(self) -> None:
         """No more events are taken."""
         self._answering.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        for sock in (self._listener, *self._connections):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._connections.clear()
         self._listener.close()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """As a containerd that has ended, and is started again."""
+        self.close()
+        Path(self.address).unlink()
+        try:
+            yield
+        finally:
+            self._listen()
 
     def block(self) -> None:
         """From now on nothing is answered."""
@@ -62,10 +79,11 @@ class Events:
         what = f"{topic} of {container}"
         eventually(lambda: topic in self.topics(container), what, BOUND_S)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self._listener.accept()
+                connection, _ = listener.accept()
+                self._connections.append(connection)
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -116,6 +116,23 @@ def test_38_a_shim_that_nobody_speaks_to_goes_away(host: Host) -> None:
     end_zygotes(host)
 
 
+def test_38_a_shim_whose_create_failed_goes_away(host: Host) -> None:
+    """As when the daemon dies meanwhile: one that is started again stays connected for ever."""
+    end_zygotes(host)
+    host.env["PYSHIM_UNUSED_S"] = "2"
+    try:
+        container = host.container(*SLEEP)
+        with pytest.raises(StatusError):
+            container.create(stdout="/no/such/fifo")
+        eventually(lambda: not host.monitors(), "the monitor has ended")
+    finally:
+        del host.env["PYSHIM_UNUSED_S"]
+    container.client.close()
+    assert list(host.sockets.iterdir()) == []
+    deleted(container)
+    end_zygotes(host)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_38_a_shim_whose_daemon_dies_before_create_goes_away(
     lone_daemon: Containerd, when: str

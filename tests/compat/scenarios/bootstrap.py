@@ -61,7 +61,6 @@ def start_prints(host: Host) -> Observation:
     return {
         "scheme": raw.address.partition("/")[0],
         "mode": oct(stat.S_IMODE(mode)),
-        "folder": oct(stat.S_IMODE(socket.parent.stat().st_mode)),
         "err": said.stderr.decode(),
         "address file": (raw.bundle / "address").exists(),
     }

@@ -130,8 +130,9 @@ def bundle_files(host: Host) -> Observation:
     rpc = raw.running()
     raw.add_exec(rpc, "x", "/bin/sleep", "1000")
     rpc.ask("Start", id=raw.name, exec_id="x")
-    found: Observation = {"running": files_in(raw.bundle)}
+    # After another answer: with that of Start the files of the exec may not have gone yet.
     pid = rpc.ask("State", id=raw.name).pid
+    found: Observation = {"running": files_in(raw.bundle)}
     found["init.pid"] = (raw.bundle / "init.pid").read_text() == str(pid)
     found["runtime"] = (raw.bundle / "runtime").exists()
     return found

@@ -1,0 +1,1 @@
+"""Services that die at a point of the code that a test has chosen."""

@@ -1,0 +1,95 @@
+"""The service dies at every point of its code, one after the other, and nothing is lost.
+
+The points come from the source (``points``); which scenario comes to which is found out by playing
+each once.  A point that no scenario comes to fails here, and asks for one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.faults.host import FaultyHost
+from tests.integration.faults.points import AFTER, BEFORE, all_points
+from tests.integration.faults.scenarios import SCENARIOS
+
+# What only a service comes to that takes over from one that has died elsewhere first: where, and
+# in which scenario.
+AFTER_A_DEATH = {
+    "service.activation:_take_over:send": (
+        "service.activation:_relay_ended:send before",
+        "a_slow_reader",
+    ),
+    "service.control:kill:answer": ("service.control:kill:kill#2 after", "execs"),
+    "stdio.terminal:console:unlink": ("stdio.terminal:console:bind after", "terminals"),
+}
+
+# Only where there is nothing but cgroup v2 does the shim write to the parent groups.
+V2_ALONE = {"service.create:create:enable_controllers"}
+
+POINTS = [
+    point
+    for point in all_points()
+    if point not in V2_ALONE or Path("/sys/fs/cgroup/cgroup.controllers").exists()
+]
+MOMENTS = [f"{point} {when}" for point in POINTS for when in (BEFORE, AFTER)]
+
+
+@pytest.fixture(scope="module")
+def module_host(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHost]:
+    """A host for this module's tests; nothing of it is left afterwards."""
+    made = FaultyHost(tmp_path_factory.mktemp("h"), rootfs)
+    try:
+        made.start_zygote()
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def host(module_host: FaultyHost) -> Iterator[FaultyHost]:
+    """A host on which there is nothing before the test and after it."""
+    try:
+        yield module_host
+        module_host.nothing_left()
+    finally:
+        module_host.disarm()
+        module_host.clear()
+
+
+@pytest.fixture(scope="module")
+def played(
+    module_host: FaultyHost, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
+    """The scenarios that come to each moment when no service dies, the shortest first."""
+    found: dict[str, list[str]] = {}
+    took: dict[str, float] = {}
+    for name, act in SCENARIOS.items():
+        began = time.monotonic()
+        act(module_host, tmp_path_factory.mktemp("played"))
+        module_host.nothing_left()
+        took[name] = time.monotonic() - began
+        for moment in set(module_host.seen()):
+            found.setdefault(moment, []).append(name)
+    return {moment: sorted(names, key=took.__getitem__) for moment, names in found.items()}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_is_lost(
+    host: FaultyHost, tmp_path: Path, played: dict[str, list[str]], moment: str
+) -> None:
+    first, name = AFTER_A_DEATH.get(moment.partition(" ")[0], ("", ""))
+    names = [name] if name else played.get(moment, [])
+    assert names, f"no scenario comes to {moment}: write one that does, in scenarios.py"
+    # A scenario may have come to it by chance: then the next shows it.
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir()
+        host.arm(*filter(None, (first, moment)))
+        SCENARIOS[name](host, folder)
+        if host.disarm() == []:
+            return
+    pytest.fail(f"no service died {moment}, in none of {names}")
