@@ -145,7 +145,7 @@ class Connection(_message.Message):
     def __init__(self, tag: _Optional[int] = ..., pending: _Optional[bytes] = ..., discarding: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace", "holding", "log_size", "signalled", "timed_out")
+    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace", "holding", "log_size", "signalled", "failure", "failure_code", "timed_out")
     TAG_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,8 @@ class Call(_message.Message):
     HOLDING_FIELD_NUMBER: _ClassVar[int]
     LOG_SIZE_FIELD_NUMBER: _ClassVar[int]
     SIGNALLED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_CODE_FIELD_NUMBER: _ClassVar[int]
     TIMED_OUT_FIELD_NUMBER: _ClassVar[int]
     tag: int
     stream: int
@@ -169,19 +171,25 @@ class Call(_message.Message):
     holding: _containers.RepeatedScalarFieldContainer[int]
     log_size: int
     signalled: bool
+    failure: str
+    failure_code: int
     timed_out: bool
-    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ..., holding: _Optional[_Iterable[int]] = ..., log_size: _Optional[int] = ..., signalled: bool = ..., timed_out: bool = ...) -> None: ...
+    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ..., holding: _Optional[_Iterable[int]] = ..., log_size: _Optional[int] = ..., signalled: bool = ..., failure: _Optional[str] = ..., failure_code: _Optional[int] = ..., timed_out: bool = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("number", "envelope")
+    __slots__ = ("number", "envelope", "container", "is_exit")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    IS_EXIT_FIELD_NUMBER: _ClassVar[int]
     number: int
     envelope: bytes
-    def __init__(self, number: _Optional[int] = ..., envelope: _Optional[bytes] = ...) -> None: ...
+    container: str
+    is_exit: bool
+    def __init__(self, number: _Optional[int] = ..., envelope: _Optional[bytes] = ..., container: _Optional[str] = ..., is_exit: bool = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures", "socket_inode", "deleted", "shared", "publisher_tag", "publisher_stream", "publishing", "publish_until_ns", "empty_since_ns")
+    __slots__ = ("version", "namespace", "id", "bundle", "address", "ttrpc_address", "publish_binary", "debug", "socket", "env", "next_tag", "next_relay", "next_number", "connections", "calls", "containers", "outbox", "publish_failures", "socket_inode", "deleted", "shared", "publisher_tag", "publisher_stream", "publishing", "publish_until_ns", "dropped", "ending", "empty_since_ns")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +229,8 @@ class State(_message.Message):
     PUBLISHER_STREAM_FIELD_NUMBER: _ClassVar[int]
     PUBLISHING_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    ENDING_FIELD_NUMBER: _ClassVar[int]
     EMPTY_SINCE_NS_FIELD_NUMBER: _ClassVar[int]
     version: int
     namespace: str
@@ -247,5 +257,7 @@ class State(_message.Message):
     publisher_stream: int
     publishing: int
     publish_until_ns: int
+    dropped: int
+    ending: bool
     empty_since_ns: int
-    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ..., socket_inode: _Optional[int] = ..., deleted: _Optional[_Iterable[_Union[Deleted, _Mapping]]] = ..., shared: bool = ..., publisher_tag: _Optional[int] = ..., publisher_stream: _Optional[int] = ..., publishing: _Optional[int] = ..., publish_until_ns: _Optional[int] = ..., empty_since_ns: _Optional[int] = ...) -> None: ...
+    def __init__(self, version: _Optional[int] = ..., namespace: _Optional[str] = ..., id: _Optional[str] = ..., bundle: _Optional[str] = ..., address: _Optional[str] = ..., ttrpc_address: _Optional[str] = ..., publish_binary: _Optional[str] = ..., debug: bool = ..., socket: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., next_tag: _Optional[int] = ..., next_relay: _Optional[int] = ..., next_number: _Optional[int] = ..., connections: _Optional[_Iterable[_Union[Connection, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., containers: _Optional[_Mapping[str, Container]] = ..., outbox: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., publish_failures: _Optional[int] = ..., socket_inode: _Optional[int] = ..., deleted: _Optional[_Iterable[_Union[Deleted, _Mapping]]] = ..., shared: bool = ..., publisher_tag: _Optional[int] = ..., publisher_stream: _Optional[int] = ..., publishing: _Optional[int] = ..., publish_until_ns: _Optional[int] = ..., dropped: _Optional[int] = ..., ending: bool = ..., empty_since_ns: _Optional[int] = ...) -> None: ...

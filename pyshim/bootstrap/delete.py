@@ -10,13 +10,15 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf import empty_pb2
 
-from pyshim.api import task_pb2
+from pyshim.api import events_pb2, forward_pb2, state_pb2, task_pb2
 from pyshim.bootstrap import address, start
 from pyshim.bootstrap.flags import Flags
+from pyshim.events import spool
 from pyshim.runtime import mounts
 from pyshim.runtime.command import DEFAULT_ROOT, DEFAULT_RUNTIME
 
@@ -30,13 +32,31 @@ TASK_SERVICE = "containerd.task.v2.Task"
 def delete(flags: Flags) -> bytes:
     """Cleans up; a serialized DeleteResponse."""
     bundle = Path(flags.bundle or os.curdir).absolute()
+    kept = spool.read(str(bundle))
     end_container(bundle, flags.namespace, flags.id)
     mounts.unmount_all(str(bundle / "rootfs"))
     end_shim(bundle, flags.id)
     now = time.time_ns()
     response = task_pb2.DeleteResponse(pid=init_pid(bundle), exit_status=KILLED)
     response.exited_at.seconds, response.exited_at.nanos = divmod(now, 1_000_000_000)
+    if (known := kept_exit(kept, flags.id)) is not None:
+        response.exit_status = known.exit_status
+        response.exited_at.CopyFrom(known.exited_at)
     return response.SerializeToString()
+
+
+def kept_exit(kept: Iterable[state_pb2.Event], container_id: str) -> events_pb2.TaskExit | None:
+    """The exit of the container's init that a monitor kept on disk before it was killed itself.
+
+    containerd publishes what `delete` answers (1.6 to 2.x, clean-up after a dead shim).
+    """
+    for event in kept:
+        if event.is_exit:
+            envelope = forward_pb2.Envelope.FromString(event.envelope)
+            found = events_pb2.TaskExit.FromString(envelope.event.value)
+            if found.id == found.container_id == container_id:
+                return found
+    return None
 
 
 def end_container(bundle: Path, namespace: str, container_id: str) -> None:

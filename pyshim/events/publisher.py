@@ -13,9 +13,8 @@ import os
 import socket
 import time
 
-from google.protobuf.message import Message as Protobuf
-
-from pyshim.api import forward_pb2
+from pyshim.api import events_pb2, forward_pb2
+from pyshim.events.spool import Spool
 from pyshim.monitor.channel import HoldFlag, Message, Type
 from pyshim.service.store import Store
 from pyshim.ttrpc import codec, framing
@@ -31,6 +30,19 @@ PEEK_BYTES = 64 * 1024
 PARTIAL_POLL_S = 0.01
 RETRY_MAX_MS = 30_000
 OUTBOX_MAX_EVENTS = 4096
+EXIT_TOPIC = "/tasks/exit"
+
+TaskEvent = (
+    events_pb2.TaskCreate
+    | events_pb2.TaskStart
+    | events_pb2.TaskExit
+    | events_pb2.TaskDelete
+    | events_pb2.TaskOOM
+    | events_pb2.TaskExecAdded
+    | events_pb2.TaskExecStarted
+    | events_pb2.TaskPaused
+    | events_pb2.TaskResumed
+)
 
 
 class Publisher:
@@ -40,9 +52,12 @@ class Publisher:
         self.store = store
         self._task: asyncio.Task[None] | None = None
         self._late = False
+        self._spool = Spool()
 
-    def queue(self, topic: str, event: Protobuf) -> None:
+    def queue(self, topic: str, event: TaskEvent) -> None:
         """Adds an event to the outbox; it is sent after the commit that the caller owes.
+
+        An outbox that is full loses its oldest event that is no exit, and says so.
 
         The Any's type_url is the bare name: containerd understands no prefix.  Without an address
         there is nobody to tell.
@@ -55,17 +70,38 @@ class Publisher:
         envelope.event.type_url = event.DESCRIPTOR.full_name
         envelope.event.value = event.SerializeToString()
         outbox = self.store.state.outbox
-        outbox.add(number=self.store.new_number(), envelope=envelope.SerializeToString())
+        outbox.add(
+            number=self.store.new_number(),
+            envelope=envelope.SerializeToString(),
+            container=event.container_id,
+            is_exit=topic == EXIT_TOPIC,
+        )
         if len(outbox) > OUTBOX_MAX_EVENTS:
-            oldest = (i for i, e in enumerate(outbox) if b"/tasks/exit" not in e.envelope)
-            del outbox[next(oldest, 0)]
-            self.store.log.warning("an event was dropped: too many wait", topic=topic)
+            # What is being sent cannot be taken back.
+            sent = self.store.state.publishing
+            oldest = (i for i, e in enumerate(outbox) if not e.is_exit and e.number != sent)
+            del outbox[next(oldest, 1)]
+            self.store.state.dropped += 1
         asyncio.get_running_loop().call_soon(self.wake)
 
     def wake(self) -> None:
-        """Begins to send what is in the outbox, unless that is under way."""
+        """Begins to send what is in the outbox, unless that is under way.
+
+        While containerd is known to be away, puts it on disk first.
+        """
+        if self.store.state.publish_failures:
+            self._keep()
         if self._task is None and self.store.state.outbox:
             self._task = asyncio.get_running_loop().create_task(self._send_all())
+
+    def _keep(self) -> None:
+        try:
+            self._spool.keep(self.store.state.outbox, self._bundles())
+        except OSError as error:
+            self.store.log.error("events cannot be kept on disk", error=error)
+
+    def _bundles(self) -> dict[str, str]:
+        return {container.id: container.bundle for container in self.store.containers()}
 
     @property
     def busy(self) -> bool:
@@ -94,13 +130,24 @@ class Publisher:
             self.store.log.warning("events wait for containerd", error=repr(error))
             state.publish_failures = failures + 1
             self.store.commit(*self._hang_up())
+            self._keep()
             asyncio.get_running_loop().call_later(self.retry_ms() / 1000, self.wake)
         finally:
             self._task = None
             self._late = False
         if state.publish_failures < failures:
-            self.store.commit()  # the next service must begin with the shortest pause again
+            self._caught_up()
         self.store.notify()
+
+    def _caught_up(self) -> None:
+        """The next service must begin with the shortest pause again."""
+        self._spool.clear(self._bundles().values())
+        if self.store.state.dropped:
+            # Not before: while containerd was away nobody read the log.
+            text = "events were dropped while containerd was away: too many waited"
+            self.store.log.warning(text, dropped=self.store.state.dropped)
+            self.store.state.dropped = 0
+        self.store.commit()
 
     async def _deliver(self) -> None:
         """Sends until the outbox is empty; goes on where an earlier service was."""
@@ -181,6 +228,7 @@ class Publisher:
         for at, event in enumerate(state.outbox):
             if event.number == state.publishing:
                 del state.outbox[at]
+                self._spool.taken(event.number)
                 break
         state.publishing = 0
 

@@ -130,9 +130,8 @@ class Activation:
             self._relay_ended(message.fields[0])
 
     def _relay_ended(self, relay: int) -> None:
-        """A released relay that has ended leaves a record with the monitor; drops it."""
-        if relay in self.store.released_relays:
-            self.store.released_relays.discard(relay)
+        """A relay that no process has any more leaves a record with the monitor; drops it."""
+        if relay not in self._known_relays():
             self.store.link.send([Message(Type.RELAY_STOP, (relay, StopMode.FORGET))])
 
     def _signalled(self) -> None:
@@ -140,7 +139,14 @@ class Activation:
 
         containerd, if it is there, then removes what is left of the containers.
         """
-        self.quit_at = asyncio.get_running_loop().time() + QUIT_GRACE_S
+        self.store.state.ending = True
+        if self.ready.is_set():
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        """Notes it first: the monitor tells it only once, and we may not live to do it."""
+        self.quit_at = self._now() + QUIT_GRACE_S
+        self.store.commit()
         self.store.notify()
 
     def _forget_strays(self) -> None:
@@ -159,8 +165,7 @@ class Activation:
 
     def _take_over(self) -> None:
         self.store.state.version = STATE_VERSION
-        known = {relay for p in self._processes() for relay in [*p.relays, p.stdin_relay]}
-        for relay in self.store.ended_relays - known:
+        for relay in self.store.ended_relays - self._known_relays():
             self.store.link.send([Message(Type.RELAY_STOP, (relay, StopMode.FORGET))])
         self.server.resume()
         for container in self.store.containers():
@@ -169,6 +174,11 @@ class Activation:
                 exits.settle(self.task, container)
         self.publisher.wake()
         self.server.expire()
+        if self.store.state.ending:
+            self._end_soon()
+
+    def _known_relays(self) -> set[int]:
+        return {relay for p in self._processes() for relay in [*p.relays, p.stdin_relay]}
 
     def _processes(self) -> list[state_pb2.Process]:
         found = []

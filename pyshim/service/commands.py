@@ -21,7 +21,7 @@ from pyshim.monitor.fds import memfd
 from pyshim.runtime import command
 from pyshim.service.store import Record, Store
 from pyshim.stdio.streams import Streams
-from pyshim.ttrpc.status import Code, StatusError
+from pyshim.ttrpc.status import Code, StatusError, text_of
 
 # A runtime command that has not ended by then is taken for hung.
 COMMAND_TIMEOUT_S = 120
@@ -152,11 +152,31 @@ async def track(store: Store, pid: int) -> None:
         raise StatusError(Code.UNKNOWN, f"{text}: {os.strerror(error)}")
 
 
-async def unmake(store: Store, call: state_pb2.Call, container: state_pb2.Container) -> None:
-    """Has the runtime kill and forget a container that it has made, for a call that then failed."""
-    call.token = 0
+async def unmake(
+    store: Store, call: state_pb2.Call, container: state_pb2.Container, error: StatusError
+) -> None:
+    """Has the runtime kill and forget a container that it has made, for a call that then failed.
+
+    The call notes ``error``: by it the next service knows what the command is for.
+    """
+    if not call.failure:
+        call.failure, call.failure_code = error.message, error.code
+        call.token = 0
     with contextlib.suppress(StatusError, OSError):
         await run(store, call, command.delete(container), container.bundle)
+
+
+def raise_if_unmade(call: state_pb2.Call) -> None:
+    """Raises the StatusError for which an earlier service began to unmake a container."""
+    if call.failure:
+        raise StatusError(Code(call.failure_code), call.failure)
+
+
+def as_status(error: Exception, action: str) -> StatusError:
+    """``error`` as the client is told of it, with the Go shim's text for the runtime's failures."""
+    if isinstance(error, StatusError):
+        return error
+    return StatusError(Code.UNKNOWN, f"OCI runtime {action} failed: {text_of(error)}")
 
 
 async def end(store: Store, pid_path: str) -> None:

@@ -11,7 +11,7 @@ from pyshim.cgroups import locate
 from pyshim.runtime import command, mounts, options
 from pyshim.service import commands, exits, oom, states
 from pyshim.stdio import streams, terminal
-from pyshim.ttrpc.status import Code, StatusError, text_of
+from pyshim.ttrpc.status import Code, StatusError
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
@@ -31,8 +31,9 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     if not call.token:
         spawned = await _begin(task, call, request)
     container = store.state.containers[request.id]
-    made = False
+    made = bool(call.failure)
     try:
+        commands.raise_if_unmade(call)
         status = await commands.outcome(store, call, spawned, container.runtime)
         if status:
             printed = streams.printed(store, container.init)
@@ -43,9 +44,10 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         await terminal.connect(store, call, container.id, container.init)
         pid = command.read_pid(os.path.join(container.bundle, command.INIT_PID_FILE))
         await commands.track(store, pid)
-    except (StatusError, OSError, ValueError) as error:
+    except (StatusError, OSError, ValueError) as raised:
+        error = commands.as_status(raised, "create")
         if made:
-            await commands.unmake(store, call, container)
+            await commands.unmake(store, call, container, error)
         _undo(task, call, container, error)
         return
     container.init.pid = pid
@@ -135,14 +137,12 @@ def _write_hints(container: state_pb2.Container) -> None:
 
 
 def _undo(
-    task: Task, call: state_pb2.Call, container: state_pb2.Container, error: Exception
+    task: Task, call: state_pb2.Call, container: state_pb2.Container, error: StatusError
 ) -> None:
     if container.mounted:
         mounts.unmount_all(_rootfs(container))
     messages = exits.release(task.store, container.init)
     task.store.remove(container.id)
-    if not isinstance(error, StatusError):
-        error = StatusError(Code.UNKNOWN, f"OCI runtime create failed: {text_of(error)}")
     task.server.fail(call, error, *messages)
 
 

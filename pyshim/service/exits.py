@@ -128,7 +128,6 @@ def release(store: Store, process: state_pb2.Process) -> list[Message]:
     messages: list[Message] = []
     for relay in [*process.relays, process.stdin_relay]:
         messages += store.stop_relay(relay)
-        store.released_relays.add(relay)
     messages += logger.release(store, process)
     messages += store.drop(*(output.source_tag for output in process.outputs))
     messages += store.drop(process.keeper_tag, process.master_tag)

@@ -11,7 +11,7 @@ from pyshim.runtime import command
 from pyshim.service import commands, exits, oom, states
 from pyshim.service.states import Status
 from pyshim.stdio import streams, terminal
-from pyshim.ttrpc.status import Code, StatusError, text_of
+from pyshim.ttrpc.status import Code, StatusError
 
 if TYPE_CHECKING:
     from pyshim.service.task import Task
@@ -62,8 +62,9 @@ async def _launch(
     spawned = None
     if not call.token:
         spawned = await _begin(task, call, container, process)
-    made = False
+    made = bool(call.failure)
     try:
+        commands.raise_if_unmade(call)
         status = await commands.outcome(store, call, spawned, container.runtime)
         if status:
             printed = streams.printed(store, process)
@@ -74,11 +75,12 @@ async def _launch(
         await terminal.connect(store, call, container.id, process)
         pid = command.read_pid(command.pid_path(container, process))
         await commands.track(store, pid)
-    except (StatusError, OSError, ValueError) as error:
+    except (StatusError, OSError, ValueError) as raised:
+        error = commands.as_status(raised, _action(process))
         if made and process.id:
             await commands.end(store, command.pid_path(container, process))
         elif made:
-            await commands.unmake(store, call, container)
+            await commands.unmake(store, call, container, error)
         _fail(task, call, container, process, error)
         return
     process.pid = pid
@@ -125,13 +127,9 @@ def _fail(
     call: state_pb2.Call,
     container: state_pb2.Container,
     process: state_pb2.Process,
-    error: Exception,
+    error: StatusError,
 ) -> None:
     """Nothing has ever run; those who wait for an exec learn it, a restore may be tried again."""
-    if not isinstance(error, StatusError):
-        error = StatusError(
-            Code.UNKNOWN, f"OCI runtime {_action(process)} failed: {text_of(error)}"
-        )
     process.starting = False
     process.failed = bool(process.id)
     task.server.fail(call, error, *exits.release(task.store, process))

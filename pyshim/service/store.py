@@ -46,7 +46,6 @@ class Store:
         self.commands: dict[int, int] = {}
         self.ended_relays: set[int] = set()
         self.unread_relays: set[int] = set()
-        self.released_relays: set[int] = set()
         self.changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
 

@@ -26,7 +26,6 @@ from tests.integration.faults import points  # noqa: E402
 
 # Of the service's; the tests are no more patient than they need to be.
 HURRIED = {
-    "pyshim.service.activation": {"PARK_DELAY_S": 0.2},
     "pyshim.service.commands": {"COMMAND_TIMEOUT_S": 2},
     "pyshim.service.exits": {"OPEN_TIMEOUT_S": 0.3, "DRAIN_TIMEOUT_S": 0.3},
     "pyshim.stdio.terminal": {"TERMINAL_TIMEOUT_S": 1},
