@@ -8,7 +8,11 @@ SOURCES := pyproject.toml hatch_build.py $(shell find native pyinit pyshim portp
 # Some ways to become root leave these out, and Debian has runc there.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: demo test compat lint wheels bench setup clean
+# How long `make soak` takes, and what decides what happens in it.
+MINUTES ?= 10
+SEED ?= 1
+
+.PHONY: demo test compat soak lint wheels bench setup clean
 
 setup: $(VENV)/.installed
 
@@ -51,6 +55,10 @@ test: lint $(VENV)/.test-packages
 # All scenarios on all daemons; the newer ones are fetched once, into $$PYSHIM_PEERS or ~/.cache.
 compat: setup $(VENV)/.test-packages
 	PYSHIM_COMPAT=all $(BIN)/python -m pytest tests/compat
+
+# Churn and faults at random; at the end nothing may be lost or left over.
+soak: setup $(VENV)/.test-packages
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
 
 wheels: setup
 	for arch in x86_64 aarch64; do \

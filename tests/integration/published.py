@@ -23,10 +23,11 @@ class Events:
 
     def __init__(self, path: Path) -> None:
         self.address = str(path)
-        self._seen: list[tuple[str, Any]] = []
+        self._seen: dict[str, list[tuple[str, Any]]] = {}
         self._answering = threading.Event()
         self._answering.set()
-        self._connections: list[socket.socket] = []
+        self._connections: set[socket.socket] = set()
+        self._changing = threading.Lock()
         self._listen()
 
     def _listen(self) -> None:
@@ -36,13 +37,14 @@ class Events:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def close(self) -> None:
-        """No more events are taken."""
+        """No more events are taken; those that were kept have been answered."""
+        with self._changing:
+            for sock in (self._listener, *self._connections):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            self._connections.clear()
+            self._listener.close()
         self._answering.set()
-        for sock in (self._listener, *self._connections):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        self._connections.clear()
-        self._listener.close()
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -64,7 +66,7 @@ class Events:
 
     def of(self, container: str) -> list[tuple[str, Any]]:
         """The topics (without ``/tasks/``) and events of ``container``, in the order they came."""
-        return [(topic, event) for topic, event in self._seen if event.container_id == container]
+        return list(self._seen.get(container, ()))
 
     def topics(self, container: str) -> list[str]:
         """The topics alone."""
@@ -83,7 +85,11 @@ class Events:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                self._connections.append(connection)
+                with self._changing:
+                    if listener.fileno() < 0:
+                        connection.close()
+                        return
+                    self._connections.add(connection)
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -95,12 +101,17 @@ class Events:
                     assert isinstance(frame, framing.Frame)
                     request = codec.decode_request(frame.payload)
                     assert (request.service, request.method) == METHOD
-                    self._keep(forward_pb2.ForwardRequest.FromString(request.payload).envelope)
-                    connection.sendall(codec.encode_response(frame.stream, b""))
+                    with self._changing:
+                        if connection not in self._connections:
+                            return
+                        self._keep(forward_pb2.ForwardRequest.FromString(request.payload).envelope)
+                        connection.sendall(codec.encode_response(frame.stream, b""))
+            self._connections.discard(connection)
 
     def _keep(self, envelope: forward_pb2.Envelope) -> None:
         name = envelope.event.type_url.removeprefix("containerd.events.")
         kind: type[Message] = getattr(events_pb2, name)
-        self._seen.append(
-            (envelope.topic.removeprefix("/tasks/"), kind.FromString(envelope.event.value))
+        event: Any = kind.FromString(envelope.event.value)
+        self._seen.setdefault(event.container_id, []).append(
+            (envelope.topic.removeprefix("/tasks/"), event)
         )

@@ -1,0 +1,27 @@
+"""Half a minute of it, with a fixed seed.  `make soak` is the long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .ledger import THINGS
+from .soak import Soak
+
+SECONDS = 25
+SEED = 7
+
+
+@pytest.mark.timeout(900)
+def test_half_a_minute_loses_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "r"
+    root.mkdir()
+    soak = Soak(root, tmp_path, SEED, SECONDS)
+    well = soak.run(lanes=2)
+    assert well, capsys.readouterr().out
+    assert not root.exists()
+    assert all(soak.ledger.finished[thing] for thing in THINGS)
+    assert soak.ledger.faults.total() > 10
