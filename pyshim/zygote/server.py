@@ -25,7 +25,7 @@ import daemon
 
 from pyshim.monitor import channel
 from pyshim.monitor.fds import receive
-from pyshim.zygote import address, messages
+from pyshim.zygote import address, messages, watch
 from pyshim.zygote.messages import Kind
 
 # What children need; a module that is not there yet costs its child an import error, not us.
@@ -199,27 +199,38 @@ def is_ours(path: str, ours: os.stat_result) -> bool:
 
 
 def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) -> None:
-    """Forks for each connection; returns when there was none for long or nobody can find us."""
+    """Forks for each connection; returns when there was none for long or nobody can find us.
+
+    Whoever has the lock and cannot be found would keep everybody from having a zygote.
+    """
     idle_ms = int(float(os.environ.get("PYSHIM_ZYGOTE_IDLE_S") or DEFAULT_IDLE_S) * 1000)
     poller = select.poll()
     poller.register(listener, select.POLLIN)
-    while poller.poll(idle_ms):
-        with contextlib.suppress(OSError):
-            connection, _ = listener.accept()
-            with connection:
-                fork_for(connection, listener, lock, path)
-        if not is_ours(path, ours):
-            return
+    gone = watch.begin(path)
+    if gone >= 0:
+        poller.register(gone, select.POLLIN)
+    while is_ours(path, ours) and (ready := poller.poll(idle_ms)):
+        if any(fd == listener.fileno() for fd, _ in ready):
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    fork_for(connection, path, [listener.fileno(), lock, gone])
+        if gone >= 0:
+            watch.drain(gone)
 
 
-def fork_for(connection: socket.socket, listener: socket.socket, lock: int, path: str) -> None:
-    """Starts the child for one connection; without one the caller sees the connection end."""
+def fork_for(connection: socket.socket, path: str, ours: list[int]) -> None:
+    """Starts the child for one connection; without one the caller sees the connection end.
+
+    The child closes ``ours``.
+    """
     # A SIGTERM that the child would take with our handler would unlink our socket.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
     try:
         if os.fork() == 0:
-            listener.close()
-            os.close(lock)
+            for fd in ours:
+                if fd >= 0:
+                    os.close(fd)
             become_child(connection, path)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])

@@ -457,6 +457,24 @@ def test_a_zygote_that_is_told_to_end_takes_its_socket_along(host: Host) -> None
     assert not list(host.runtime.glob("*.sock"))
 
 
+@pytest.mark.parametrize("end", ["removed", "moved", "with its folder"])
+def test_a_zygote_whose_socket_has_gone_makes_room_for_another(host: Host, end: str) -> None:
+    """It has the lock: while it lived, everybody would do without a zygote."""
+    host.run("-info")
+    first = host.one_zygote()
+    (path,) = host.runtime.glob("*.sock")
+    eventually(lambda: address.answers(str(path)), "the zygote answers")
+    if end == "removed":
+        path.unlink()
+    elif end == "moved":
+        path.rename(path.with_name("moved"))
+    else:
+        shutil.rmtree(host.runtime)
+    eventually(lambda: first not in host.zygotes(), "the zygote has ended")
+    host.run("-info")
+    assert host.one_zygote() != first
+
+
 def test_an_idle_zygote_ends(host: Host) -> None:
     host.run("-info", PYSHIM_ZYGOTE_IDLE_S="0.1")
     eventually(lambda: not host.zygotes(), "the idle zygote has ended")
