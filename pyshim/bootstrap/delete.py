@@ -78,6 +78,9 @@ def end_container(bundle: Path, namespace: str, container_id: str) -> None:
             timeout=RUNTIME_TIMEOUT_S,
             check=False,
         )
+    from pyshim.cgroups import remains
+
+    remains.remove(bundle)
 
 
 def read_options(bundle: Path) -> dict[str, str]:

@@ -196,6 +196,21 @@ def test_39_a_delete_that_failed_succeeds_again(host: Host, tmp_path: Path) -> N
     assert container.finish().exit_status == KILLED
 
 
+def test_39_a_create_that_was_killed_leaves_no_control_group(host: Host, tmp_path: Path) -> None:
+    """Killed after it has made the groups, and before it has noted that there is a container."""
+    container = host.container(*SLEEP)
+    group = f"{host.namespace}/{container.name}"
+    killed = f"mkdir -p {RUNC_ROOT}/{group}"
+    for hierarchy in ("memory", "freezer", "unified"):
+        killed += f"; mkdir -p /sys/fs/cgroup/{hierarchy}/{group}"
+    runtime = fake_runtime(tmp_path, before_create=f"{killed}; kill -9 $$")
+    with pytest.raises(StatusError, match="exit status 137"):
+        container.create(runtime=runtime)
+    assert Path(f"/sys/fs/cgroup/memory/{group}").is_dir()
+    container.leave()
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/{group}"))
+
+
 def no_stage(_container: Container) -> None:
     """Only `start` was executed."""
 
