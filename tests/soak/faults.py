@@ -27,7 +27,8 @@ from .world import World
 SEARCH_S = 3.0
 POLL_S = 0.01
 
-Action = Callable[[World, random.Random], AbstractContextManager[object]]
+# In force until it is left; what it gives says whom it has struck.
+Action = Callable[[World, random.Random], AbstractContextManager[str]]
 Find = Callable[[World], Sequence[int]]
 
 
@@ -80,10 +81,11 @@ def killed(find: Find) -> Action:
     """SIGKILL to one of what is found."""
 
     @contextlib.contextmanager
-    def strike(world: World, dice: random.Random) -> Iterator[None]:
-        if pid := search(world, dice, find):
+    def strike(world: World, dice: random.Random) -> Iterator[str]:
+        pid = search(world, dice, find)
+        if pid:
             signalled(pid, signal.SIGKILL)
-        yield
+        yield f"process {pid}"
 
     return strike
 
@@ -92,12 +94,12 @@ def stopped(find: Find) -> Action:
     """SIGSTOP to one of what is found, and SIGCONT."""
 
     @contextlib.contextmanager
-    def strike(world: World, dice: random.Random) -> Iterator[None]:
+    def strike(world: World, dice: random.Random) -> Iterator[str]:
         pid = search(world, dice, find)
         if pid:
             signalled(pid, signal.SIGSTOP)
         try:
-            yield
+            yield f"process {pid}"
         finally:
             if pid:
                 signalled(pid, signal.SIGCONT)
@@ -106,7 +108,7 @@ def stopped(find: Find) -> Action:
 
 
 @contextlib.contextmanager
-def storm(world: World, dice: random.Random) -> Iterator[None]:
+def storm(world: World, dice: random.Random) -> Iterator[str]:
     """SIGKILL to one service after the other."""
     over = threading.Event()
 
@@ -118,40 +120,40 @@ def storm(world: World, dice: random.Random) -> Iterator[None]:
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        yield
+        yield ""
     finally:
         over.set()
         thread.join(BOUND_S)
 
 
 @contextlib.contextmanager
-def socket_deleted(world: World, dice: random.Random) -> Iterator[None]:
+def socket_deleted(world: World, dice: random.Random) -> Iterator[str]:
     """The zygote's socket goes; the zygote is there and cannot be found."""
     folder = dice.choice([world.host.runtime, world.containerd.runtime_dir])
     for path in folder.glob("zygote-*.sock"):
         path.unlink(missing_ok=True)
-    yield
+    yield str(folder)
 
 
 @contextlib.contextmanager
-def events_unanswered(world: World, _dice: random.Random) -> Iterator[None]:
+def events_unanswered(world: World, _dice: random.Random) -> Iterator[str]:
     """The event service hangs."""
     world.host.events.block()
     try:
-        yield
+        yield ""
     finally:
         world.host.events.unblock()
 
 
 @contextlib.contextmanager
-def events_away(world: World, _dice: random.Random) -> Iterator[None]:
+def events_away(world: World, _dice: random.Random) -> Iterator[str]:
     """There is no event service."""
     with world.host.events.away():
-        yield
+        yield ""
 
 
 @contextlib.contextmanager
-def disk_full(world: World, _dice: random.Random) -> Iterator[None]:
+def disk_full(world: World, _dice: random.Random) -> Iterator[str]:
     """No byte is left where the bundles are."""
     path = world.disk / "filler"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -159,14 +161,14 @@ def disk_full(world: World, _dice: random.Random) -> Iterator[None]:
         with contextlib.suppress(OSError):
             while True:
                 os.write(fd, bytes(1 << 16))
-        yield
+        yield ""
     finally:
         os.close(fd)
         path.unlink()
 
 
 @contextlib.contextmanager
-def few_descriptors(world: World, dice: random.Random) -> Iterator[None]:
+def few_descriptors(world: World, dice: random.Random) -> Iterator[str]:
     """A zygote or a monitor can open next to nothing more."""
     pid = search(world, dice, lambda world: [*monitors(world), *zygotes(world)])
     spare = dice.randrange(6)
@@ -176,7 +178,7 @@ def few_descriptors(world: World, dice: random.Random) -> Iterator[None]:
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (count + spare, limits[1]))
     try:
-        yield
+        yield f"process {pid} can open {spare} more"
     finally:
         with contextlib.suppress(OSError):
             if any(limits):
@@ -187,13 +189,13 @@ def containerd_ends(number: int) -> Action:
     """containerd ends by a signal, and is started again after a while."""
 
     @contextlib.contextmanager
-    def strike(world: World, _dice: random.Random) -> Iterator[None]:
+    def strike(world: World, _dice: random.Random) -> Iterator[str]:
         process = world.containerd.process
         assert process is not None
         process.send_signal(number)
         process.wait(BOUND_S)
         try:
-            yield
+            yield ""
         finally:
             world.containerd.start()
 
@@ -201,13 +203,13 @@ def containerd_ends(number: int) -> Action:
 
 
 @contextlib.contextmanager
-def containerd_stopped(world: World, _dice: random.Random) -> Iterator[None]:
+def containerd_stopped(world: World, _dice: random.Random) -> Iterator[str]:
     """containerd does nothing for a while."""
     process = world.containerd.process
     assert process is not None
     process.send_signal(signal.SIGSTOP)
     try:
-        yield
+        yield ""
     finally:
         process.send_signal(signal.SIGCONT)
 
@@ -287,7 +289,8 @@ class Weather:
             ledger.note("faults", f"{name} begins")
             ledger.faults[strike.fault] += 1
             try:
-                with fault.strike(self._world, dice):
+                with fault.strike(self._world, dice) as whom:
+                    ledger.note("faults", f"{name}: {whom}")
                     self._over.wait(strike.lasts_s)
             except Exception as error:
                 ledger.complain("faults", f"{name}: {type(error).__name__}: {error}")
