@@ -205,7 +205,7 @@ class Host:
         return not folders
 
     def _end_all(self) -> None:
-        eventually(self._killed_all, "all processes have ended")
+        eventually(self.killed_all, "all processes have ended")
         root = RUNC_ROOT / self.namespace
         for state in root.glob("*"):
             command = ["runc", "--root", str(root), "delete", "--force", state.name]
@@ -215,7 +215,8 @@ class Host:
         for path in [*self.bundles.iterdir(), *self.sockets.glob("*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _killed_all(self) -> bool:
+    def killed_all(self) -> bool:
+        """Kills all that there is; whether there was nothing: who is killed may have forked."""
         found = processes_of(self.home)
         for pid in found:
             with contextlib.suppress(ProcessLookupError):

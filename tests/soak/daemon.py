@@ -109,6 +109,7 @@ class DaemonLife:
         self._log = self._folder / "log"
         self._status = dice.randrange(1, 100)
         self._numbers = dice.randrange(1, 50_000)
+        self._attached = dice.random() < 0.3
         self._killed = dice.random() < 0.5
         self._execs = dice.randrange(3)
         self._told = Told()
@@ -118,7 +119,7 @@ class DaemonLife:
         """Lives; whatever happens, nothing of it is left."""
         self._ledger.begin("containers")
         try:
-            self._live()
+            self._live_attached() if self._attached else self._live()
         except Refused as refused:
             self._ledger.note(self._who, f"refused: {refused}")
         except Exception as error:
@@ -129,6 +130,24 @@ class DaemonLife:
         except Exception as error:
             self._ledger.complain(self._who, f"its end: {type(error).__name__}: {error}")
         shutil.rmtree(self._folder)
+
+    def _live_attached(self) -> None:
+        """`ctr run --rm`, which passes on what it prints and its status."""
+        script = f"seq 1 {self._numbers}; exit {self._status}"
+        command = self._world.containerd.run(self.name, "/bin/sh", "-c", script)
+        printed = self._asked(*command, status=self._status)
+        self._told.created = self._told.started = True
+        self._told.statuses[""] = self._status
+        self._ledger.begin("exit statuses")
+        self._ledger.finish("exit statuses")
+        self._compare("stdout", printed, self._numbers)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Its events are accounted for when none of them can have been missed."""
+        if self._feed.complete_since(self._since_monotonic_s) and not self._absent():
+            self._told.deleted = True
+            self._ledger.watched.append((self.name, self._told))
 
     def _live(self) -> None:
         sleep = "sleep 1000000" if self._killed or self._execs else ":"
@@ -145,63 +164,58 @@ class DaemonLife:
         self._until(lambda: self._state() == "STOPPED", "it has stopped")
         self._bytes()
         self._delete(status)
-        if self._feed.complete_since(self._since_monotonic_s) and not self._absent():
-            self._told.deleted = True
-            self._ledger.watched.append((self.name, self._told))
+        self._watch()
 
     def _absent(self) -> bool:
         return self._world.absences.since(self._since_s)
 
-    def _asked(self, *arguments: str) -> str:
-        """What `ctr` prints; raises Refused when it fails and may."""
+    def _asked(self, *arguments: str, status: int = 0) -> str:
+        """What `ctr` prints; raises Refused when its ``status`` is another, and may be."""
         since_s = self._ledger.age_s
         self._ledger.note(self._who, " ".join(arguments[:4]))
         done = self._ctr(*arguments)
-        if done.returncode == 0:
+        if done.returncode == status:
             return done.stdout
         text = f"{' '.join(arguments[:2])}: {done.returncode}: {done.stderr.strip()}"
         self._ledger.note(self._who, text)
-        if self._world.absences.since(since_s) or self._world.excuses.since(since_s):
+        if self._excused(since_s):
             raise Refused(text)
         raise AssertionError(text)
 
+    def _excused(self, since_s: float) -> bool:
+        return self._world.absences.since(since_s) or self._world.excuses.since(since_s)
+
     def _exec(self, name: str, status: int) -> None:
-        since_s = self._ledger.age_s
         self._ledger.begin("execs")
-        self._ledger.note(self._who, f"exec {name}")
         script = f"seq 1 100; exit {status}"
         fifos = ("--fifo-dir", str(self._world.containerd.home / "fifo"))
-        done = self._ctr(
-            *("task", "exec", *fifos, "--exec-id", name, self.name, "/bin/sh", "-c", script)
-        )
-        if done.returncode != status:
-            text = f"exec {name}: {done.returncode}: {done.stderr.strip()}"
-            if self._world.absences.since(since_s) or self._world.excuses.since(since_s):
-                self._ledger.refuse("execs")
-                raise Refused(text)
-            raise AssertionError(text)
+        command = ("task", "exec", "--exec-id", name, *fifos, self.name, "/bin/sh", "-c", script)
+        try:
+            printed = self._asked(*command, status=status)
+        except Refused:
+            self._ledger.refuse("execs")
+            raise
         self._told.execs[name] = True
         self._told.statuses[name] = status
-        expected = "".join(f"{n}\n" for n in range(1, 101))
-        self._ledger.begin("bytes of stdio", len(expected))
-        if done.stdout == expected:
-            self._ledger.finish("bytes of stdio", len(expected))
-        else:
-            self._ledger.complain(self._who, f"exec {name}: {len(done.stdout)} bytes came")
+        self._compare(f"exec {name}", printed, 100)
         self._ledger.begin("exit statuses")
         self._ledger.finish("exit statuses")
         self._ledger.finish("execs")
 
-    def _bytes(self) -> None:
-        expected = "".join(f"{n}\n" for n in range(1, self._numbers + 1))
+    def _compare(self, what: str, got: str, last: int) -> None:
+        """Whether ``got`` is what `seq 1 last` prints."""
+        expected = "".join(f"{number}\n" for number in range(1, last + 1))
         self._ledger.begin("bytes of stdio", len(expected))
+        if got == expected:
+            self._ledger.finish("bytes of stdio", len(expected))
+        else:
+            self._ledger.complain(self._who, f"{what}: {len(got)} of {len(expected)} bytes")
+
+    def _bytes(self) -> None:
         # Whoever has exited may have its last bytes on their way.
         with contextlib.suppress(AssertionError):
             self._until(self._logged, "its log is whole")
-        if self._log.read_text() == expected:
-            self._ledger.finish("bytes of stdio", len(expected))
-        else:
-            self._ledger.complain(self._who, f"its log has {self._log.stat().st_size} bytes")
+        self._compare("its log", self._log.read_text(), self._numbers)
 
     def _logged(self) -> bool:
         last = f"{self._numbers}\n"
@@ -217,7 +231,7 @@ class DaemonLife:
             self._told.statuses[""] = status
             return
         text = f"delete: not {status} but {done.returncode}: {done.stderr.strip()}"
-        if self._world.absences.since(since_s) or self._world.excuses.since(since_s):
+        if self._excused(since_s):
             raise Refused(text)
         self._ledger.begin("exit statuses")
         raise AssertionError(text)

@@ -214,6 +214,7 @@ def containerd_stopped(world: World, _dice: random.Random) -> Iterator[str]:
         process.send_signal(signal.SIGCONT)
 
 
+# A live upgrade is to be one more line here.
 FAULTS: dict[str, Fault] = {
     "service killed": Fault(Rate(1.5), killed(services)),
     "service storm": Fault(Rate(25, (1, 4), "service"), storm),

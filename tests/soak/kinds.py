@@ -75,7 +75,7 @@ def last_instant(life: Life) -> None:
 
 def returning_reader(life: Life) -> None:
     """A reader that goes away and comes back misses nothing."""
-    reader = ReturningReader(life.folder / "out", life.dice)
+    reader = ReturningReader(life.folder / "out", len(life.world.data), life.dice)
     container = life.container(*shell(f"cat /www/data; exit {life.status}"), pod=anywhere(life))
     try:
         container.create(stdout=reader.path)

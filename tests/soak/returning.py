@@ -12,15 +12,18 @@ from pathlib import Path
 from tests.integration.containerd import BOUND_S
 
 BLOCK_BYTES = 4096
+# What a fifo and the pipe before it may hold.  A reader that leaves when its writer has already
+# put its last bytes there and gone, takes them along.
+PIPES_BYTES = 2 * 64 * 1024
 POLL_MS = 100
 
 
 class ReturningReader:
-    """Reads a new fifo at ``path`` to its end, in several visits."""
+    """Reads a new fifo at ``path``, through which ``size`` bytes will come, in several visits."""
 
-    def __init__(self, path: Path, dice: random.Random) -> None:
+    def __init__(self, path: Path, size: int, dice: random.Random) -> None:
         self.path = path
-        self._visits = [dice.randrange(1, 300_000) for _ in range(5)]
+        self._visits = [dice.randrange(1, (size - PIPES_BYTES) // 5) for _ in range(5)]
         self._absences_s = [dice.uniform(0, 0.7) for _ in self._visits]
         self._parts: list[bytes] = []
         self._given_up = threading.Event()

@@ -48,6 +48,7 @@ class Soak:
         say("\n".join(str(strike) for strike in plan))
         with self.ledger, contextlib.ExitStack() as stack:
             stack.callback(self.world.close)
+            stack.callback(self._print)
             stack.callback(self._over.set)
             self.world.open()
             with Feed(self.world.containerd) as feed:
@@ -62,7 +63,6 @@ class Soak:
                 self._account_events(feed)
                 self._account_left(before)
             self.world.pod.end()
-        self._print()
         return not self.ledger.complaints and not any(self.left.values()) and not self._lost()
 
     def _calm(self, feed: Feed, who: str) -> None:

@@ -105,7 +105,23 @@ class World:
             stack.callback(shutil.rmtree, self.root, ignore_errors=True)
             stack.callback(self._unmount)
             stack.callback(self.host.end)
+            stack.callback(self._remove_groups)
             stack.callback(self.containerd.stop)
+
+    def _remove_groups(self) -> None:
+        """Those of containers that have leaked: who ends the namespaces' expects none."""
+        eventually(self.host.killed_all, "all processes have ended")
+        for path in self._groups():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+    def _groups(self) -> list[Path]:
+        """The control groups of containers."""
+        found = []
+        for space in (self.host.namespace, self.containerd.namespace):
+            for pattern in (f"{space}/*", f"*/{space}/*"):
+                found += [p for p in Path("/sys/fs/cgroup").glob(pattern) if p.is_dir()]
+        return found
 
     def _unmount(self) -> None:
         for point in reversed(mounts_below(self.root)):
@@ -157,13 +173,7 @@ class World:
                 for path in folder.glob("*")
             ),
             "mounts": Counter(mounts_below(self.root)),
-            "cgroups": Counter(
-                str(path)
-                for space in spaces
-                for pattern in (f"{space}/*", f"*/{space}/*")
-                for path in Path("/sys/fs/cgroup").glob(pattern)
-                if path.is_dir()
-            ),
+            "cgroups": Counter(map(str, self._groups())),
             "bundle files": Counter(map(str, files)),
             "runtime states": Counter(
                 str(path) for space in spaces for path in (RUNC_ROOT / space).glob("*")
