@@ -157,7 +157,8 @@ class World:
         lines = processes_of(self.root)
         folders = [self.host.bundles, self.containerd.bundle("*").parent]
         files = [path for folder in folders for path in folder.rglob("*")]
-        stray = [self.host.temporary, self.root / "t", self.containerd.home / "fifo", self.fifos]
+        # Not the fifos of `ctr`: it leaves them when it is cut off.
+        stray = [self.host.temporary, self.root / "t", self.fifos]
         spaces = self.host.namespace, self.containerd.namespace
         open_files: Counter[str] = Counter()
         for pid in [*ours.monitors, *ours.zygotes]:
