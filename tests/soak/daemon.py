@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import select
 import shutil
 import subprocess
 import threading
@@ -26,7 +28,14 @@ from .world import World
 TASK_BOUND_S = 150
 POLL_S = 0.1
 WATCHED = "watched"
-GONE = ("not found", "already finished")
+EXEC_NUMBERS = 100
+# `ctr` itself fails with 1.
+FIRST_STATUS = 2
+
+
+def numbers(last: int) -> str:
+    """What `seq 1 last` prints."""
+    return "".join(f"{number}\n" for number in range(1, last + 1))
 
 
 class Feed:
@@ -107,7 +116,7 @@ class DaemonLife:
         self._folder = world.fifos / self.name
         self._folder.mkdir()
         self._log = self._folder / "log"
-        self._status = dice.randrange(1, 100)
+        self._status = dice.randrange(FIRST_STATUS, 100)
         self._numbers = dice.randrange(1, 50_000)
         self._attached = dice.random() < 0.3
         self._killed = dice.random() < 0.5
@@ -133,9 +142,9 @@ class DaemonLife:
 
     def _live_attached(self) -> None:
         """`ctr run --rm`, which passes on what it prints and its status."""
-        script = f"seq 1 {self._numbers}; exit {self._status}"
+        script = f"seq 1 {self._numbers}; read line; exit {self._status}"
         command = self._world.containerd.run(self.name, "/bin/sh", "-c", script)
-        printed = self._asked(*command, status=self._status)
+        printed = self._conversed(numbers(self._numbers), self._status, *command)
         self._told.created = self._told.started = True
         self._told.statuses[""] = self._status
         self._ledger.begin("exit statuses")
@@ -156,7 +165,7 @@ class DaemonLife:
         self._asked(*self._world.containerd.run(self.name, "/bin/sh", "-c", script, flags=flags))
         self._told.created = self._told.started = True
         for number in range(self._execs):
-            self._exec(f"e{number}", number + 1)
+            self._exec(f"e{number}", FIRST_STATUS + number)
         if self._killed or self._execs:
             self._until(self._logged, "it has counted")
             self._asked("task", "kill", "-s", "SIGKILL", self.name)
@@ -169,14 +178,58 @@ class DaemonLife:
     def _absent(self) -> bool:
         return self._world.absences.since(self._since_s)
 
-    def _asked(self, *arguments: str, status: int = 0) -> str:
-        """What `ctr` prints; raises Refused when its ``status`` is another, and may be."""
+    def _asked(self, *arguments: str) -> str:
+        """What `ctr` prints; raises Refused when it fails, and may."""
+        since_s = self._note(arguments)
+        return self._judge(since_s, self._ctr(*arguments), 0)
+
+    def _conversed(self, expected: str, status: int, *arguments: str) -> str:
+        """What an attached `ctr` prints, which is given a line when all that is ``expected`` came.
+
+        Not before: at the end of its task ctr 1.6 throws away what it has not read yet, with any
+        shim.  Raises Refused when its ``status`` is another, and may be.
+        """
+        since_s = self._note(arguments)
+        reader, writer = os.pipe()
+        process = self._world.containerd.spawn(*arguments, stdin=reader)
+        try:
+            os.close(reader)
+            printed = self._read(process, len(expected))
+            with contextlib.suppress(BrokenPipeError):  # cut off
+                os.write(writer, b"a line\n")
+            rest, error = process.communicate(timeout=TASK_BOUND_S)
+        finally:
+            process.kill()
+            process.wait(BOUND_S)
+            os.close(writer)
+        done = subprocess.CompletedProcess(arguments, process.returncode, printed + rest, error)
+        return self._judge(since_s, done, status)
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str], size: int) -> str:
+        """The first ``size`` bytes that a process prints; fewer at its end, or at the bound."""
+        assert process.stdout is not None
+        fd = process.stdout.fileno()
+        deadline = time.monotonic() + TASK_BOUND_S
+        got = b""
+        while len(got) < size and time.monotonic() < deadline:
+            if select.select([fd], [], [], POLL_S)[0]:
+                part = os.read(fd, size - len(got))
+                if not part:
+                    break
+                got += part
+        return got.decode()
+
+    def _note(self, arguments: tuple[str, ...]) -> float:
+        """Logs a command; when that was, in seconds."""
         since_s = self._ledger.age_s
         self._ledger.note(self._who, " ".join(arguments[:4]))
-        done = self._ctr(*arguments)
+        return since_s
+
+    def _judge(self, since_s: float, done: subprocess.CompletedProcess[str], status: int) -> str:
         if done.returncode == status:
             return done.stdout
-        text = f"{' '.join(arguments[:2])}: {done.returncode}: {done.stderr.strip()}"
+        text = f"{' '.join(done.args[:2])}: {done.returncode}: {done.stderr.strip()}"
         self._ledger.note(self._who, text)
         if self._excused(since_s):
             raise Refused(text)
@@ -187,24 +240,24 @@ class DaemonLife:
 
     def _exec(self, name: str, status: int) -> None:
         self._ledger.begin("execs")
-        script = f"seq 1 100; exit {status}"
+        script = f"seq 1 {EXEC_NUMBERS}; read line; exit {status}"
         fifos = ("--fifo-dir", str(self._world.containerd.home / "fifo"))
         command = ("task", "exec", "--exec-id", name, *fifos, self.name, "/bin/sh", "-c", script)
         try:
-            printed = self._asked(*command, status=status)
+            printed = self._conversed(numbers(EXEC_NUMBERS), status, *command)
         except Refused:
             self._ledger.refuse("execs")
             raise
         self._told.execs[name] = True
         self._told.statuses[name] = status
-        self._compare(f"exec {name}", printed, 100)
+        self._compare(f"exec {name}", printed, EXEC_NUMBERS)
         self._ledger.begin("exit statuses")
         self._ledger.finish("exit statuses")
         self._ledger.finish("execs")
 
     def _compare(self, what: str, got: str, last: int) -> None:
         """Whether ``got`` is what `seq 1 last` prints."""
-        expected = "".join(f"{number}\n" for number in range(1, last + 1))
+        expected = numbers(last)
         self._ledger.begin("bytes of stdio", len(expected))
         if got == expected:
             self._ledger.finish("bytes of stdio", len(expected))
