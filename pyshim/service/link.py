@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import select
 import socket
@@ -108,6 +109,9 @@ class Link:
 
     def _deliver(self, message: Message) -> None:
         if message.type is Type.REPLY:
+            if message.fields[0] == errno.EBADMSG:
+                # Some transaction was not carried out: the state is no longer what we think.
+                raise channel.ChannelError("the monitor did not understand, or had no descriptors")
             future = self._replies.pop(message.sequence, None)
             if future and not future.done():
                 future.set_result((message.fields[0], message.fields[2]))

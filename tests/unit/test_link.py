@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -69,3 +70,14 @@ def test_nothing_to_say_is_no_datagram(pair: Pair) -> None:
         theirs.recv(1, socket.MSG_DONTWAIT)
     assert os.read(kept, 1) == b""  # what was given up is closed all the same
     os.close(kept)
+
+
+@pytest.mark.parametrize("sequence", [0, 7])
+def test_a_transaction_that_was_not_carried_out_ends_the_service(pair: Pair, sequence: int) -> None:
+    """As where the monitor has no descriptors left: the next service begins with what is true."""
+    ours, theirs = pair
+    reply = Message(Type.REPLY, (errno.EBADMSG, 0, 0), sequence=sequence)
+    theirs.send(channel.encode([reply])[0])
+    link = Link(ours, lambda message: None, lambda: None)
+    with pytest.raises(channel.ChannelError):
+        link._readable()
