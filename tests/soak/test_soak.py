@@ -9,8 +9,9 @@ import pytest
 from .ledger import THINGS
 from .soak import Soak
 
-SECONDS = 25
-SEED = 7
+# With this seed nearly every fault strikes in so short a time.
+SECONDS = 20
+SEED = 67
 
 
 @pytest.mark.timeout(900)

@@ -165,7 +165,7 @@ class World:
             kind = "monitor" if pid in ours.monitors else "zygote"
             open_files.update(f"{kind}: {name}" for name in descriptors(pid))
         return {
-            "processes": Counter(line.strip() for line in lines.values()),
+            "processes": Counter(map(named, lines.values())),
             "zombies": Counter(zombies({*lines, os.getpid()})),
             "descriptors": open_files,
             "sockets": Counter(
@@ -183,6 +183,11 @@ class World:
                 str(path) for folder in stray if folder.exists() for path in folder.rglob("*")
             ),
         }
+
+
+def named(line: str) -> str:
+    """A command line; of zygotes, which are started in several ways, what is the same."""
+    return line.strip().removesuffix(" --foreground")
 
 
 def zombies(parents: set[int]) -> list[str]:
