@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tests.integration.containerd import eventually
@@ -30,10 +30,16 @@ DAEMON = "d"
 
 
 class Soak:
-    """One run: ``seed`` and ``seconds`` decide what happens; the log goes to ``out``."""
+    """One run: ``seed`` and ``seconds`` decide what happens; the log goes to ``out``.
 
-    def __init__(self, root: Path, out: Path, seed: int, seconds: float) -> None:
+    The faults ``without`` which it is to be do not strike.
+    """
+
+    def __init__(
+        self, root: Path, out: Path, seed: int, seconds: float, without: Collection[str] = ()
+    ) -> None:
         self.seed, self.seconds = seed, seconds
+        self._rates = {name: f.rate for name, f in FAULTS.items() if name not in without}
         self.world = World(root, seed)
         self.ledger = Ledger(out / f"soak-{seed}.log")
         self.left: Holdings = {}
@@ -43,7 +49,7 @@ class Soak:
 
     def run(self, lanes: int) -> bool:
         """Soaks, prints the account; whether nothing was lost and nothing is left."""
-        plan = schedule(self.seed, self.seconds, {name: f.rate for name, f in FAULTS.items()})
+        plan = schedule(self.seed, self.seconds, self._rates)
         say(f"seed {self.seed}, {self.seconds:.0f} s, {lanes} + 1 lanes; log: {self.ledger.path}")
         say("\n".join(str(strike) for strike in plan))
         with self.ledger, contextlib.ExitStack() as stack:
