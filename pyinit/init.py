@@ -1207,6 +1207,10 @@ def supervise():
     info: siginfo_t
     while True:
         if next_signal(cython.address(info)):
+            # Numbers below that of SIGCHLD are handed out before it.  A command that is dead by now
+            # would take such a signal along, and those who are to be waited for not get it.
+            if wait_for_all and reap(cython.address(info)):
+                return final_status
             receive(cython.address(info))
         if armed:
             act_on_time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -106,7 +107,35 @@ def test_signals_go_to_everybody_who_is_waited_for(pyinit: str) -> None:
         with started(*prefix, pyinit, "--wait", "--", "sh", "-c", script) as process:
             assert line(process) == "ready"
             init = children(process.pid)[0] if prefix else process.pid
+            assert eventually(lambda: alone(init))  # noqa: B023
             os.kill(init, signal.SIGTERM)
+            assert line(process) == "told"
+            assert process.wait(PATIENCE_S) == 5
+
+
+def alone(init: int) -> bool:
+    """Whether the command is gone and only what it has left behind is there."""
+    below = children(init)
+    return len(below) == 1 and os.getsid(below[0]) == below[0]
+
+
+def test_a_stop_just_after_the_command_reaches_who_is_waited_for(pyinit: str) -> None:
+    """Which the kernel hands out before SIGCHLD: both wait here until somebody reads the log."""
+    script = f'(setsid sh -c "{SLEEPER % "told"}" &); read x; exit 5'
+    reader, writer = os.pipe()
+    os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)))
+    command = [pyinit, "-vv", "--wait", "--", "sh", "-c", script]
+    with started(*command, stderr=writer) as process:
+        os.close(writer)
+        assert line(process) == "ready"
+        command_pid = next(pid for pid in children(process.pid) if os.getsid(pid) != pid)
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+        assert eventually(lambda: state(command_pid) == "Z")
+        process.send_signal(signal.SIGTERM)
+        with open(reader) as log:
+            assert "Spawned child process" in log.readline()
             assert line(process) == "told"
             assert process.wait(PATIENCE_S) == 5
 
