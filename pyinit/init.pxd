@@ -204,6 +204,7 @@ cdef void say_advice(int reason) noexcept nogil
 cdef int search_and_execute(char** command) noexcept nogil
 cdef bint join_path(const char* folder, size_t folder_length, const char* name) noexcept nogil
 cdef int execute(char* file, char** command) noexcept nogil
+cdef bint is_program(const char* name) noexcept nogil
 cdef void let_go() noexcept nogil
 
 cdef int supervise() noexcept nogil

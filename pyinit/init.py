@@ -1152,20 +1152,35 @@ def join_path(folder, folder_length, name):
 
 
 def execute(file, command):
-    """Executes ``file``, as a shell script if the kernel knows no format for it."""
+    """Executes ``file``, as a shell script if the kernel knows no format for it.
+
+    A program for another machine is no script, though execvp(3) takes it for one: what the shell
+    made of it, a few odd messages and some exit code, has misled many.
+    """
     name: cython.p_char = command[0]
     shell: cython.pp_char = command - 1
     before: cython.p_char = shell[0]
     result: cython.long = kernel_call(SYS_execve, file, command, environment)
-    if result != -ENOEXEC:
+    if result != -ENOEXEC or is_program(file):
         return result
     # The shell needs one argument more; the slot before the command was an argument of ours.
     shell[0] = cython.cast(cython.p_char, b"/bin/sh")
     command[0] = file
-    kernel_call(SYS_execve, shell[0], shell, environment)
+    result = kernel_call(SYS_execve, shell[0], shell, environment)
     shell[0] = before
     command[0] = name
-    return -ENOEXEC
+    # The others tell of a shell that is missing, as execvp(3) does; so does their exit code.
+    return -ENOEXEC if persona == NATIVE else result
+
+
+def is_program(name):
+    """Whether a file begins as elf(5) does, be it for this machine or another."""
+    file: cython.long = open_file(name, O_RDONLY)
+    file_name[0] = 0
+    if file >= 0:
+        kernel_call(SYS_read, file, file_name, 4)
+        kernel_call(SYS_close, file)
+    return strncmp(file_name, b"\x7fELF", 4) == 0
 
 
 def let_go():

@@ -113,6 +113,42 @@ def small_stack() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (1 << 19, 1 << 19))
 
 
+NO_FORMAT = (1, 2, 1, 126)
+NO_SHELL = (127, 2, 1, 126)
+
+
+def test_a_program_for_another_machine(inits: Path, programs: Path, tmp_path: Path) -> None:
+    """The originals give it to the shell, which takes it for a script."""
+    foreign = tmp_path / "foreign"
+    code = bytearray((programs / "pyinit").read_bytes())
+    code[18] = 0  # e_machine of elf(5): none
+    foreign.write_bytes(code)
+    foreign.chmod(0o755)
+    for name, expected in zip(FAILING, NO_FORMAT, strict=True):
+        done = run(str(inits / name), *QUIET[name], "--", str(foreign), errors="replace")
+        assert (done.returncode, "Exec format error" in done.stderr) == (expected, True), name
+        if name in ORIGINALS:
+            theirs = run(installed(name), *QUIET[name], "--", str(foreign), errors="replace")
+            assert theirs.returncode and "Exec format error" not in theirs.stderr, name
+
+
+@plain_only
+def test_a_format_that_nobody_knows_in_an_image_without_a_shell(
+    programs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "text").chmod(0o755)
+    for name, expected in zip(FAILING, NO_SHELL, strict=True):
+        shutil.copy(programs / "pyinit", tmp_path / name)
+        done = run("chroot", str(tmp_path), f"/{name}", *QUIET[name], "--", "/text")
+        assert done.returncode == expected, name
+        assert ("Exec format error" in done.stderr) == (name == "pyinit")
+        if name in {"tini", "catatonit"}:  # dumb-init wants a libc there
+            shutil.copy(installed(name), tmp_path / name)
+            theirs = run("chroot", str(tmp_path), f"/{name}", *QUIET[name], "--", "/text")
+            assert theirs.returncode == expected, name
+
+
 @pytest.mark.parametrize("name", PERSONAS)
 def test_550_kilobytes_of_arguments_arrive(inits: Path, name: str) -> None:
     words = ["x" * 50000 for _ in range(11)]
