@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PATIENCE_S = 20
+HANG_S = 1.5  # for what is known never to come
 PERSONAS = ("tini", "dumb-init", "catatonit", "pyinit")
 ORIGINALS = {"tini": "tini-static", "dumb-init": "dumb-init", "catatonit": "catatonit"}
 # What an init of that name needs to be a subreaper without being PID 1, quietly.
@@ -122,6 +123,12 @@ def stopped(pid: int) -> bool:
     return eventually(lambda: state(pid) == "T")
 
 
+def has_handed_on(init: int) -> bool:
+    """Whether it sleeps, with no signal left to fetch; or has ended."""
+    now = state(init)
+    return now in {"Z", ""} or (now == "S" and status(init, "ShdPnd") == "0" * 16)
+
+
 def installed(name: str) -> str:
     """The original program; it is in tests/packages.txt."""
     path = shutil.which(ORIGINALS[name])
@@ -158,6 +165,20 @@ def listening(
             os.close(listener)
 
 
+def broken_within(init: list[str], seconds: float) -> bool:
+    """Whether whoever feeds a command learns that it has closed its stdin, and its stdout."""
+    reader, writer = os.pipe()
+    script = "exec <&- >&-; sleep 1000"
+    with started(*init, "--", "sh", "-c", script, stdin=reader) as process:
+        os.close(reader)
+        poller = select.poll()
+        poller.register(writer, 0)
+        assert process.stdout is not None
+        broken = bool(poller.poll(seconds * 1000))
+        os.close(writer)
+        return broken and bool(select.select([process.stdout], [], [], seconds)[0])
+
+
 class Terminal:
     """A pseudo-terminal with a session of its own on it."""
 
@@ -181,9 +202,9 @@ class Terminal:
             return bool(data)
         return False
 
-    def shows(self, text: str) -> bool:
+    def shows(self, text: str, patience_s: float = PATIENCE_S) -> bool:
         """Whether ``text`` appears; what has been shown up to it is then forgotten."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + patience_s
         while text not in self.seen:
             if not self.read() or time.monotonic() > end:
                 return False

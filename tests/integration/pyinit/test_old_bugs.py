@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import time
@@ -12,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from .inits import (
+    HANG_S,
     ORIGINALS,
     PATIENCE_S,
     PERSONAS,
     PYTHON,
     QUIET,
+    broken_within,
     children,
     eventually,
     installed,
@@ -29,7 +30,6 @@ from .inits import (
 )
 
 NAMES = list(ORIGINALS)
-HANG_S = 1.5
 
 
 def ours_and_theirs(inits: Path, name: str) -> tuple[list[str], list[str]]:
@@ -153,20 +153,6 @@ def test_43_a_pipe_is_closed_when_the_command_closes_it(inits: Path, name: str) 
 @pytest.mark.parametrize("name", NAMES)
 def test_43_the_originals_hold_it(name: str) -> None:
     assert not broken_within([installed(name), *QUIET[name]], HANG_S)
-
-
-def broken_within(init: list[str], seconds: float) -> bool:
-    """Whether whoever feeds a command learns that it has closed its stdin, and its stdout."""
-    reader, writer = os.pipe()
-    script = "exec <&- >&-; sleep 1000"
-    with started(*init, "--", "sh", "-c", script, stdin=reader) as process:
-        os.close(reader)
-        poller = select.poll()
-        poller.register(writer, 0)
-        assert process.stdout is not None
-        broken = bool(poller.poll(seconds * 1000))
-        os.close(writer)
-        return broken and bool(select.select([process.stdout], [], [], seconds)[0])
 
 
 def test_44_the_command_can_die_with_its_init(inits: Path) -> None:

@@ -22,11 +22,10 @@ from .inits import (
     QUIET,
     children,
     eventually,
+    has_handed_on,
     installed,
     run,
     started,
-    state,
-    status,
 )
 
 SCENARIOS, WITH_SANITIZERS = 34, 8  # of each seed
@@ -112,12 +111,6 @@ def observe(program: list[str], told: str, sent: list[int], as_pid_1: bool) -> t
         process.stdin = None
         seen.append(process.stdout.read())
         return "".join(seen), process.wait(PATIENCE_S)
-
-
-def has_handed_on(init: int) -> bool:
-    """Whether it sleeps, with no signal left to fetch; or has ended."""
-    now = state(init)
-    return now in {"Z", ""} or (now == "S" and status(init, "ShdPnd") == "0" * 16)
 
 
 @pytest.mark.parametrize("seed", range(3))
