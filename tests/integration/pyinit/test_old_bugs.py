@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.integration.conftest import plain_only
 
 from .inits import (
     HANG_S,
@@ -20,13 +24,14 @@ from .inits import (
     broken_within,
     children,
     eventually,
+    has_handed_on,
     installed,
     line,
     listening,
     run,
     started,
     state,
-    stopped,
+    status,
 )
 
 NAMES = list(ORIGINALS)
@@ -97,8 +102,18 @@ def test_39_its_own_broken_pipe_is_not_forwarded(inits: Path, name: str) -> None
     script = ["sh", "-c", "sleep 0.2; exit 5"]
     assert run(str(inits / name), *chatty, *script, **options).returncode == 5
     assert run(str(inits / name), *chatty, "no-such", **options).returncode in {127, 2, 1}
-    if name == "catatonit":
-        assert run(installed(name), *script, **options).returncode != 5
+    os.close(writer)
+
+
+@pytest.mark.parametrize("name", ["tini", "catatonit"])
+def test_39_in_the_originals_it_ends_the_command(name: str) -> None:
+    # tini writes into a buffer, and so only when it ends, unless it is told not to.
+    unbuffered = ["stdbuf", "-o0", str(shutil.which("tini")), "-svvv"]
+    command = unbuffered if name == "tini" else [installed(name)]
+    writer = closed_reader()
+    options = {"capture_output": False, "stdout": writer, "stderr": writer}
+    options["env"] = {**os.environ, "CATATONIT_DEBUG": ""}
+    assert run(*command, "sh", "-c", "sleep 0.2; exit 5", **options).returncode != 5
     os.close(writer)
 
 
@@ -145,6 +160,32 @@ def test_40_dumb_init_loses_it() -> None:
         assert not pending(command)
 
 
+# Has the child dwell between its start and the group that is to be signalled.
+SLOW_GROUP = ["strace", "-f", "-o", "/dev/null", "-e", "trace=setpgid", "-e"]
+SLOW_GROUP += ["inject=setpgid:delay_enter=200000"]
+
+
+def lost_with_group(init: str, name: str) -> bool:
+    """Whether a TERM that waits when the init starts does not reach the command's group."""
+    command = [*SLOW_GROUP, *PYTHON, PENDING, init, *QUIET[name], "-g", "--", "sleep", "1000"]
+    with started(*command, stderr=subprocess.DEVNULL) as tracer:
+        assert eventually(lambda: "sleep" in [status(pid, "Name") for pid in below(tracer.pid)])
+        init_pid, command_pid = below(tracer.pid)
+        assert eventually(lambda: has_handed_on(init_pid))
+        return not pending(command_pid) & 1 << 14
+
+
+def below(tracer: int) -> list[int]:
+    """The init that a tracer runs, and its command."""
+    return [pid for init in children(tracer) for pid in (init, *children(init))]
+
+
+@pytest.mark.parametrize("name", ["tini", "catatonit"])
+def test_40_nor_with_a_group_that_is_slow_to_be_made(inits: Path, name: str) -> None:
+    assert not lost_with_group(str(inits / name), name)
+    assert lost_with_group(installed(name), name)
+
+
 @pytest.mark.parametrize("name", PERSONAS)
 def test_43_a_pipe_is_closed_when_the_command_closes_it(inits: Path, name: str) -> None:
     assert broken_within([str(inits / name), *QUIET[name]], PATIENCE_S)
@@ -175,6 +216,36 @@ def test_44_in_the_originals_it_stays(name: str) -> None:
         assert lives
 
 
+# Has the init dwell before it asks for the signal; the parent is gone by then.
+SLOW_WISH = ["strace", "-f", "-o", "/dev/null", "-e", "trace=prctl", "-e"]
+SLOW_WISH += ["inject=prctl:delay_enter=2000000:when=1"]
+LEAVES = """
+import os, sys
+print(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), flush=True)
+os._exit(0)
+"""
+
+
+def runs_without_parent(init: str) -> bool:
+    """Whether ``-p`` does nothing when the parent dies just before it is heeded."""
+    command = [*PYTHON, LEAVES, init, "-s", "-p", "KILL" if "/tini-" not in init else "SIGKILL"]
+    with started(*SLOW_WISH, *command, "--", "sleep", "1000", stderr=subprocess.DEVNULL) as tracer:
+        pid = int(line(tracer))
+        assert eventually(lambda: not state(pid) or bool(children(pid)))
+        lives = bool(state(pid))
+        for process in [*children(pid), pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        tracer.wait(PATIENCE_S)
+        return lives
+
+
+@plain_only
+def test_44_the_parent_is_gone_already(inits: Path) -> None:
+    assert runs_without_parent(installed("tini"))
+    assert not runs_without_parent(str(inits / "tini"))
+
+
 def test_45_catatonit_blocks_what_it_should_not(inits: Path) -> None:
     def blocked(init: str) -> int:
         rows = run(init, "cat", "/proc/self/status").stdout.splitlines()
@@ -199,6 +270,8 @@ def test_45_dumb_init_forgets_what_was_ignored(inits: Path) -> None:
 def test_46_tini_wakes_up_and_talks_on_stdout(inits: Path) -> None:
     ours, theirs = ours_and_theirs(inits, "tini")
     assert "INFO" in run(*theirs, "-vv", "--", "true").stdout
+    said = run(*theirs, "-vvv", "--", "no-such").stdout
+    assert said.count("Registered as child subreaper") == 2  # by the child's copy of the buffer
     done = run(*ours, "-vvv", "--", "true")
     assert done.stdout == "" and "INFO" in done.stderr
 
@@ -272,64 +345,3 @@ def test_pause(inits: Path, name: str, options: str) -> None:
             assert (f"got signal: {number.name} from process {os.getpid()}" in said) == (
                 name == "pause"
             )
-
-
-# --- Rows of the matrix that are not shown elsewhere ----------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU])
-def test_background_signals_as_the_originals_do(inits: Path, number: int) -> None:
-    """Without a terminal: tini passes TSTP on, dumb-init stops with its child, catatonit drops."""
-    for name in PERSONAS:
-        for program in [str(inits / name)] + ([installed(name)] if name in ORIGINALS else []):
-            with started(
-                program, *QUIET[name], "--", "sh", "-c", "echo; read x; exit 3"
-            ) as process:
-                assert line(process) == ""
-                child = children(process.pid)[0]
-                os.kill(process.pid, number)
-                if name == "dumb-init":
-                    assert stopped(child) and stopped(process.pid), program
-                    os.kill(process.pid, signal.SIGCONT)
-                elif number == signal.SIGTSTP and name != "catatonit":
-                    assert stopped(child), program
-                    assert state(process.pid) == "S"
-                    os.kill(process.pid, signal.SIGCONT)
-                assert process.stdin is not None
-                process.stdin.write("\n")
-                process.stdin.flush()
-                assert process.wait(PATIENCE_S) == 3, program
-
-
-def test_dumb_init_ends_its_group(inits: Path) -> None:
-    script = "(trap 'echo told; exit' TERM; echo ready; while :; do sleep 0.02; done) & read x"
-    for program in (str(inits / "dumb-init"), installed("dumb-init")):
-        with started(program, "sh", "-c", script) as process:
-            assert line(process) == "ready"
-            assert process.stdin is not None
-            process.stdin.close()
-            process.stdin = None
-            assert line(process) == "told"
-        for rule, told in (("15:0", ""), ("15:10", "usr1")):
-            swapped = script.replace("trap", "trap 'echo usr1; exit' USR1; trap")
-            with started(program, "-r", rule, "sh", "-c", swapped) as process:
-                assert line(process) == "ready"
-                below = children(children(process.pid)[0])[0]
-                assert process.stdin is not None
-                process.stdin.close()
-                process.stdin = None
-                assert process.wait(PATIENCE_S) == 1
-                assert told == "" or line(process) == told
-                os.kill(below, signal.SIGKILL) if told == "" else None
-
-
-@pytest.mark.parametrize("name", PERSONAS)
-def test_stopped_as_pid_1_nothing_stays_stopped(inits: Path, name: str) -> None:
-    if name == "dumb-init":
-        return  # it sends STOP, which is meant
-    with listening(str(inits / name), *QUIET[name], as_pid_1=True) as init:
-        child = children(init.pid)[0]
-        os.kill(child, signal.SIGSTOP)  # somebody means it
-        assert stopped(child)
-        os.kill(child, signal.SIGCONT)
-        assert line(init.outer).split()[0] == str(int(signal.SIGCONT))

@@ -31,6 +31,7 @@ from .inits import (
     started,
     state,
     status,
+    stopped,
 )
 
 ALL = set(range(1, 65))
@@ -209,3 +210,62 @@ def test_no_subreaper_on_request(inits: Path) -> None:
         orphan = int(line(process))
         assert eventually(lambda: status(orphan, "PPid") not in {str(process.pid), ""})
         os.kill(orphan, signal.SIGKILL)
+
+
+# --- What stops, and what is stopped for good -----------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU])
+def test_background_signals_as_the_originals_do(inits: Path, number: int) -> None:
+    """Without a terminal: tini passes TSTP on, dumb-init stops with its child, catatonit drops."""
+    for name in PERSONAS:
+        for program in [str(inits / name)] + ([installed(name)] if name in ORIGINALS else []):
+            with started(
+                program, *QUIET[name], "--", "sh", "-c", "echo; read x; exit 3"
+            ) as process:
+                assert line(process) == ""
+                child = children(process.pid)[0]
+                os.kill(process.pid, number)
+                if name == "dumb-init":
+                    assert stopped(child) and stopped(process.pid), program
+                    os.kill(process.pid, signal.SIGCONT)
+                elif number == signal.SIGTSTP and name != "catatonit":
+                    assert stopped(child), program
+                    assert state(process.pid) == "S"
+                    os.kill(process.pid, signal.SIGCONT)
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert process.wait(PATIENCE_S) == 3, program
+
+
+def test_dumb_init_ends_its_group(inits: Path) -> None:
+    script = "(trap 'echo told; exit' TERM; echo ready; while :; do sleep 0.02; done) & read x"
+    for program in (str(inits / "dumb-init"), installed("dumb-init")):
+        with started(program, "sh", "-c", script) as process:
+            assert line(process) == "ready"
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+            assert line(process) == "told"
+        for rule, told in (("15:0", ""), ("15:10", "usr1")):
+            swapped = script.replace("trap", "trap 'echo usr1; exit' USR1; trap")
+            with started(program, "-r", rule, "sh", "-c", swapped) as process:
+                assert line(process) == "ready"
+                below = children(children(process.pid)[0])[0]
+                assert process.stdin is not None
+                process.stdin.close()
+                process.stdin = None
+                assert process.wait(PATIENCE_S) == 1
+                assert told == "" or line(process) == told
+                os.kill(below, signal.SIGKILL) if told == "" else None
+
+
+@pytest.mark.parametrize("name", PERSONAS)
+def test_what_somebody_stops_is_not_resumed(inits: Path, name: str) -> None:
+    with listening(str(inits / name), *QUIET[name], as_pid_1=True) as init:
+        child = children(init.pid)[0]
+        os.kill(child, signal.SIGSTOP)  # somebody means it
+        assert stopped(child)
+        os.kill(child, signal.SIGCONT)
+        assert line(init.outer).split()[0] == str(int(signal.SIGCONT))
