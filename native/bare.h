@@ -21,6 +21,17 @@ struct kernel_action {
   unsigned long mask;
 };
 
+/* linux/pidfd.h of Linux 6.16.  Older kernels take it, too, and fill in less. */
+struct pidfd_information {
+  unsigned long mask, group_id;
+  unsigned int pids_and_users[11];
+  int exit_code;
+  unsigned int core_mask, spare;
+};
+#define PIDFD_GET_INFO 0xC048FF0BL
+#define PIDFD_INFO_EXIT 8
+#define PIDFD_INFO_COREDUMP 16
+
 /* linux/filter.h and linux/seccomp.h. */
 struct filter_program {
   unsigned short length;

@@ -6,6 +6,10 @@ cdef extern from "bare.h" nogil:
     long kernel_call(long number, ...)
     long spawn_sharing_memory(void (*child)() noexcept nogil, void* stack)
     void* CHILD_STACK
+    enum: PIDFD_GET_INFO, PIDFD_INFO_COREDUMP, PIDFD_INFO_EXIT
+    struct pidfd_information:
+        unsigned long mask
+        int exit_code
     struct kernel_action:
         void* handler
         unsigned long flags
@@ -34,6 +38,7 @@ cdef extern from "<sys/syscall.h>" nogil:
     enum: SYS_setpgid, SYS_setresgid, SYS_setresuid, SYS_setsid, SYS_wait4, SYS_write
 
 cdef extern from "<signal.h>" nogil:
+    enum: SA_NOCLDWAIT
     enum: SI_KERNEL, SI_USER, SIGCONT, SIGQUIT, SIGSTOP, SIGTSTP, SIGWINCH
 
 cdef extern from "<sys/wait.h>" nogil:

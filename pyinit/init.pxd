@@ -15,6 +15,8 @@ cdef enum:
     LONGEST_MS = 86400000  # 24 hours
     FIRST_REST_NS = 500000
     LONGEST_REST_NS = 16000000
+    SETTLING_NS = 100000000
+    UNREADY_NS = 100000
     LAST_FD = 0x7fffffff
     ASCII_ZERO = 48
     ASCII_A = 97
@@ -122,6 +124,9 @@ cdef bint has_terminal
 cdef bint leads_session
 cdef bint watches_stops
 cdef long rest_ns
+cdef bint settling
+cdef bint kernel_reaps
+cdef int exit_file
 cdef int phase
 cdef int final_status
 cdef bint timed_out
@@ -217,6 +222,8 @@ cdef void deliver(int number, siginfo_t* info) noexcept nogil
 cdef int outgoing(int number) noexcept nogil
 cdef void send(int number, siginfo_t* info) noexcept nogil
 cdef bint reap(siginfo_t* info) noexcept nogil
+cdef void let_kernel_reap() noexcept nogil
+cdef int kept_status() noexcept nogil
 cdef void command_ended(int wait_status, long* usage) noexcept nogil
 cdef int status_of(int wait_status) noexcept nogil
 cdef void command_stopped(int number) noexcept nogil

@@ -22,6 +22,7 @@ from cython.cimports.linux import (
     CLOCK_REALTIME,
     E2BIG,
     EACCES,
+    EAGAIN,
     ECHILD,
     ENOENT,
     ENOEXEC,
@@ -31,11 +32,15 @@ from cython.cimports.linux import (
     O_NOCTTY,
     O_RDONLY,
     O_RDWR,
+    PIDFD_GET_INFO,
+    PIDFD_INFO_COREDUMP,
+    PIDFD_INFO_EXIT,
     PR_GET_CHILD_SUBREAPER,
     PR_SET_CHILD_SUBREAPER,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
     PR_SET_SECCOMP,
+    SA_NOCLDWAIT,
     SI_KERNEL,
     SI_QUEUE,
     SI_USER,
@@ -90,6 +95,7 @@ from cython.cimports.linux import (
     SYS_ioctl,
     SYS_kill,
     SYS_openat,
+    SYS_pidfd_open,
     SYS_prctl,
     SYS_read,
     SYS_restart_syscall,
@@ -109,6 +115,7 @@ from cython.cimports.linux import (
     kernel_call,
     linux_dirent64,
     memcpy,
+    pidfd_information,
     siginfo_t,
     spawn_sharing_memory,
     strchr,
@@ -1189,7 +1196,7 @@ def let_go():
     Input and output become copies of stderr, which is kept for messages.  So a pipe is closed when
     the command closes it, and what a cron job writes to /proc/1/fd/1 still reaches the log.
     """
-    global stop_on, oom_kills_at_start
+    global stop_on, oom_kills_at_start, settling
     if not keep_stdio:
         if log_fd != 0 and kernel_call(SYS_dup3, 2, 0, 0) < 0:
             kernel_call(SYS_close, 0)
@@ -1212,6 +1219,15 @@ def let_go():
         arm(DUE_ZOMBIES, zombies_ms)
     if lock_calls:
         lock()
+    settling = init_pid == 1 and not (
+        warn_of_orphans
+        or wait_for_all
+        or grace_ms
+        or say_why
+        or log_format
+        or lock_calls
+        or verbosity >= DEBUG
+    )
 
 
 # --- While it runs -------------------------------------------------------------------------------
@@ -1277,6 +1293,9 @@ def next_signal(info):
     until: timespec
     number: cython.long
     due: cython.longlong = next_due() if armed else 0
+    limit_ns: cython.long = rest_ns
+    if settling and rest_ns == 0:
+        limit_ns = SETTLING_NS
     info.si_signo = 0
     if due:
         due -= now_ms()
@@ -1284,17 +1303,20 @@ def next_signal(info):
             due = 0
         until.tv_sec = due // 1000
         until.tv_nsec = due % 1000 * 1000000
-    if rest_ns and (due == 0 or until.tv_sec or until.tv_nsec > rest_ns):
-        wanted &= ~bit(SIGCHLD)
+    if limit_ns and (due == 0 or until.tv_sec or until.tv_nsec > limit_ns):
         until.tv_sec = 0
-        until.tv_nsec = rest_ns
+        until.tv_nsec = limit_ns
+        if rest_ns:
+            wanted &= ~bit(SIGCHLD)
     number = kernel_call(
         SYS_rt_sigtimedwait,
         cython.address(wanted),
         info,
-        cython.address(until) if armed or rest_ns else cython.NULL,
+        cython.address(until) if armed or limit_ns else cython.NULL,
         SIGSET_BYTES,
     )
+    if number == -EAGAIN and settling and rest_ns == 0:
+        let_kernel_reap()
     return number if number > 0 else 0
 
 
@@ -1402,16 +1424,18 @@ def send(number, info):
 
 def reap(info):
     """Collects every process that has died; true when pyinit is to end."""
-    global final_status, rest_ns
+    global final_status, rest_ns, kernel_reaps
     wait_status: cython.int
+    # Looking for the one is quicker; what the kernel has left before it was told must be collected.
+    target: cython.int = child if kernel_reaps else -1
     usage: cython.long[18]
     # The kernel adds it all up, for each of them, so only if somebody wants to know.
     used: cython.p_long = usage if say_why or log_format else cython.NULL
     pid: cython.long
-    some: cython.bint = False
+    some: cython.bint = kernel_reaps and info.si_signo == SIGCHLD
     usage[4] = 0
     while True:
-        pid = kernel_call(SYS_wait4, -1, cython.address(wait_status), WNOHANG, used)
+        pid = kernel_call(SYS_wait4, target, cython.address(wait_status), WNOHANG, used)
         if pid <= 0:
             break
         some = True
@@ -1423,6 +1447,10 @@ def reap(info):
                 return True
         elif wait_for_last:
             final_status = status_of(wait_status)
+    if exit_file:
+        kernel_reaps = True
+        if pid == -ECHILD:
+            command_ended(kept_status(), usage)
     if phase == ENDED or (phase != RUNNING and pid == -ECHILD):
         return True
     if phase == KILLING and some:
@@ -1446,6 +1474,61 @@ def reap(info):
             command_ended(wait_status, usage)
             return phase == ENDED
     return False
+
+
+def let_kernel_reap():
+    """As PID 1 when all is calm: from now on orphans cost nothing (SA_NOCLDWAIT in sigaction(2)).
+
+    They vanish as they die, instead of waiting, with all that is known of them long out of the
+    processor's caches, until we collect them.  So does the command; but a pidfd keeps its status
+    since Linux 6.16, and where it does not, all stays as it is.  This is not for an init that
+    somebody has started to learn what its command takes: those who vanish are not in getrusage(2).
+    """
+    global settling, exit_file
+    action: kernel_action
+    info: pidfd_information
+    file: cython.long = kernel_call(SYS_pidfd_open, child, 0)
+    settling = False
+    if file < 0:
+        return
+    # That kernel is the first to tell this of a process that lives.
+    info.mask = PIDFD_INFO_COREDUMP
+    if (
+        file == 0
+        or kernel_call(SYS_ioctl, file, PIDFD_GET_INFO, cython.address(info)) != 0
+        or not info.mask & PIDFD_INFO_COREDUMP
+    ):
+        kernel_call(SYS_close, file)
+        return
+    exit_file = file
+    action.handler = cython.NULL
+    action.flags = SA_NOCLDWAIT
+    action.mask = 0
+    action.restorer = cython.NULL
+    kernel_call(SYS_rt_sigaction, SIGCHLD, cython.address(action), cython.NULL, SIGSET_BYTES)
+
+
+def kept_status():
+    """The wait status of the command that the kernel has reaped."""
+    info: pidfd_information
+    nothing: cython.ulonglong = 0
+    moment: timespec
+    while True:
+        info.mask = PIDFD_INFO_EXIT
+        if kernel_call(SYS_ioctl, exit_file, PIDFD_GET_INFO, cython.address(info)) != 0:
+            return EXIT_INIT_FAILED << 8  # it has answered before
+        if info.mask & PIDFD_INFO_EXIT:
+            return info.exit_code
+        # Its parent is told of its end just before the status is there.
+        moment.tv_sec = 0
+        moment.tv_nsec = UNREADY_NS
+        kernel_call(
+            SYS_rt_sigtimedwait,
+            cython.address(nothing),
+            cython.NULL,
+            cython.address(moment),
+            SIGSET_BYTES,
+        )
 
 
 def command_ended(wait_status, usage):

@@ -284,5 +284,5 @@ def test_signals_while_a_parent_death_is_watched(pyinit: str) -> None:
         command = children(init.pid)[0]
         os.kill(init.pid, signal.SIGKILL)
         assert line(init.outer).split()[0] == str(int(signal.SIGUSR2))
-        assert state(command) == "S"
+        assert eventually(lambda: state(command) == "S")
         os.kill(command, signal.SIGKILL)

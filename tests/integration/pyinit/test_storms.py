@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,12 +25,15 @@ from .inits import (
     children,
     eventually,
     line,
+    run,
     started,
+    state,
 )
 
 STORM, WITH_SANITIZERS = 10000, 1000
 SIGNALS = 1000
 STARTS = 1000
+CALM_S = 0.3  # longer than the quiet after which PID 1 leaves orphans to the kernel
 # Has orphans that wait for the end of a pipe; a line on stdin, and they die at once.
 ORPHANS = """
 #include <stdlib.h>
@@ -83,6 +88,42 @@ while True:
             print("all", flush=True)
 """
 )
+# Tells when it and its orphans wait; then all end at once, it with the status that it is given, or
+# by that signal if it is negative.
+TOGETHER = """
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int count, char **words) {
+    int gate[2], end = atoi(words[1]);
+    char byte;
+    pipe(gate);
+    if (!fork()) {
+        for (count = atoi(words[2]); count--;) {
+            if (!fork()) { close(gate[1]); read(gate[0], &byte, 1); _exit(0); }
+        }
+        _exit(0);
+    }
+    wait(0);
+    write(1, "ready\\n", 6);
+    read(0, &byte, 1);
+    if (end < 0) kill(getpid(), -end);
+    _exit(end);
+}
+"""
+# Its first thread ends before another ends the process.
+LATE_THREAD = """
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+static void *run(void *nothing) { usleep(500000); exit(5); }
+int main(void) {
+    pthread_t thread;
+    pthread_create(&thread, 0, run, 0);
+    pthread_exit(0);
+}
+"""
 # Each of so many: its child ends at once, and leaves one behind that does, too.
 DOUBLE = """
 #include <stdlib.h>
@@ -231,6 +272,47 @@ def test_a_thousand_that_die_while_signals_arrive(inits: Path, name: str, as_pid
         assert eventually(lambda: len(children(init)) == 1)
         os.kill(init, signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 9
+
+
+@pytest.mark.parametrize("end", [0, 7, 255, -int(signal.SIGKILL), -int(signal.SIGTERM)])
+def test_the_status_of_a_command_that_dies_with_its_orphans(
+    inits: Path, compiled: Compiled, end: int
+) -> None:
+    """Where the kernel reaps for PID 1, it must not lose this one."""
+    command = [*NEW_PIDS, str(inits / "pyinit"), "--", compiled(TOGETHER), str(end), "100"]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(started(*command)) for _ in range(10)]
+        for process in processes:
+            assert line(process) == "ready"
+        calm = time.monotonic() + CALM_S
+        assert eventually(lambda: time.monotonic() > calm)
+        for process in processes:
+            tell(process)
+        for process in processes:
+            assert process.wait(PATIENCE_S) == (end if end >= 0 else 128 - end)
+
+
+def test_the_status_of_a_command_whose_first_thread_is_gone(
+    inits: Path, compiled: Compiled
+) -> None:
+    for prefix in ((), NEW_PIDS):
+        done = run(*prefix, str(inits / "pyinit"), "--", compiled(LATE_THREAD))
+        assert done.returncode == 5
+
+
+def test_ctrl_z_when_the_kernel_reaps(inits: Path, compiled: Compiled) -> None:
+    """A child that stops is told of, as before."""
+    command = ["setsid", str(inits / "pyinit"), "--", compiled(TOGETHER), "7", "10"]
+    with started(*NEW_PIDS, *command) as process:
+        assert line(process) == "ready"
+        calm = time.monotonic() + CALM_S
+        assert eventually(lambda: time.monotonic() > calm)
+        init = children(process.pid)[0]
+        child = children(init)[0]
+        os.kill(child, signal.SIGTSTP)
+        assert eventually(lambda: state(child) == "S")
+        tell(process)
+        assert process.wait(PATIENCE_S) == 7
 
 
 @pytest.mark.parametrize(("name", "as_pid_1"), ADOPTING)
