@@ -18,6 +18,8 @@ from .dockerd import Dockerd
 from .test_docker import nothing_left
 
 IMAGE = "one-static-binary"
+INITS = ("init", "tini", "dumb-init", "catatonit", "pyinit", "pause")
+HARD = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=4711:4712")
 # Says where it runs; ends on TERM, of which it has a handler; forks an orphan that dies.
 PROGRAM = """
 #include <signal.h>
@@ -52,7 +54,7 @@ def docker(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         import_image(daemon, IMAGE, {"program": program})
         init = daemon.scripts / "pyinit"
         import_image(
-            daemon, f"{IMAGE}-and-init", {"program": program, "init": init, "dumb-init": init}
+            daemon, f"{IMAGE}-and-init", {"program": program, **dict.fromkeys(INITS, init)}
         )
         yield daemon
         for name in daemon.containers():
@@ -78,14 +80,7 @@ def import_image(daemon: Dockerd, name: str, files: dict[str, Path]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        (),
-        ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=4711:4712"),
-    ],
-    ids=["as it comes", "with as little as can be"],
-)
+@pytest.mark.parametrize("flags", [(), HARD], ids=["as it comes", "with as little as can be"])
 def test_docker_run_init(docker: Dockerd, flags: tuple[str, ...]) -> None:
     done = docker.run("--rm", "--init", "--network=none", *flags, IMAGE, "/program", "7")
     assert (done.returncode, done.stderr) == (7, "")
@@ -93,15 +88,24 @@ def test_docker_run_init(docker: Dockerd, flags: tuple[str, ...]) -> None:
     assert said.endswith(" of 1")
 
 
-@pytest.mark.parametrize("init", ["/init", "/dumb-init"])
-def test_entrypoint(docker: Dockerd, init: str) -> None:
-    name = docker.started(
-        "--network=none", "--entrypoint", init, f"{IMAGE}-and-init", "--", "/program"
-    )  # fmt: skip
+@pytest.mark.parametrize("flags", [(), HARD], ids=["as it comes", "with as little as can be"])
+@pytest.mark.parametrize("init", INITS[:-1])
+def test_entrypoint(docker: Dockerd, init: str, flags: tuple[str, ...]) -> None:
+    """With dockerd's own seccomp profile, and as PID 1 of whatever persona."""
+    options = ("--network=none", *flags, "--entrypoint", f"/{init}")
+    name = docker.started(*options, f"{IMAGE}-and-init", "--", "/program")
     eventually(lambda: "of 1" in docker.docker("logs", name).stdout, "the program")
     assert docker.docker("stop", "--time", "20", name).returncode == 0
     assert docker.inspect(name, ".State.ExitCode") == "23"
     assert docker.docker("logs", name).stdout.endswith("told\n")
+    assert docker.docker("rm", name).returncode == 0
+
+
+def test_pause(docker: Dockerd) -> None:
+    name = docker.started("--network=none", "--entrypoint", "/pause", f"{IMAGE}-and-init")
+    assert docker.docker("stop", "--time", "20", name).returncode == 0
+    assert docker.inspect(name, ".State.ExitCode") == "0"
+    assert "got signal: SIGTERM" in docker.docker("logs", name).stderr
     assert docker.docker("rm", name).returncode == 0
 
 
