@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import pty
@@ -134,6 +135,11 @@ def installed(name: str) -> str:
     path = shutil.which(ORIGINALS[name])
     assert path, f"{ORIGINALS[name]} is missing; `make test` installs it"
     return path
+
+
+def queue(pid: int, number: int, value: int) -> None:
+    """sigqueue(3)."""
+    assert ctypes.CDLL(None).sigqueue(pid, number, ctypes.c_void_p(value)) == 0
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -270,13 +269,24 @@ def test_reaped_orphans_are_told(inits: Path) -> None:
         assert said in done.stderr
 
 
+EMPTY = "import ctypes, sys; ctypes.CDLL(None).execv(sys.argv[1].encode(), (ctypes.c_char_p * 1)())"
+
+
 def test_no_arguments_at_all(inits: Path) -> None:
-    for name, status in (("pyinit", 125),):
-        program = str(inits / name).encode()
-        script = f"import ctypes; ctypes.CDLL(None).execv({program!r}, (ctypes.c_char_p * 1)())"
-        done = run(sys.executable, "-c", script)
-        assert done.returncode == status
-        assert "no command" in done.stderr
+    """Not even a name: newer kernels put an empty one there.  Then only the environment tells."""
+    said = {
+        "native": (125, "no command to run"),
+        "tini": (1, "supervision of a valid init process"),
+        "dumb-init": (1, "--help for full usage"),
+        "catatonit": (1, "missing program name"),
+    }
+    for persona, (status, text) in said.items():
+        given = {**os.environ, "PYINIT_AS": persona}
+        done = run(*PYTHON, EMPTY, str(inits / "pyinit"), env=given)
+        assert (done.returncode, text in done.stderr) == (status, True), persona
+    assert run(*PYTHON, EMPTY, str(inits / "tini")).returncode == 125
+    for name in ORIGINALS:
+        assert run(*PYTHON, EMPTY, installed(name)).returncode == 1
 
 
 @pytest.mark.parametrize("name", ["pyinit", "tini"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from pathlib import Path
 
 import pytest
-
-from tests.integration.conftest import plain_only
 
 from .inits import (
     FAULTS,
@@ -27,6 +24,7 @@ from .inits import (
     installed,
     line,
     listening,
+    queue,
     run,
     started,
     state,
@@ -36,7 +34,9 @@ from .inits import (
 
 ALL = set(range(1, 65))
 SIGRTMIN = 34
-HANDLED = {int(signal.SIGBUS), int(signal.SIGFPE), int(signal.SIGSEGV)}
+# A sanitizer's runtime has handlers of its own for some, and takes those for bugs.
+HANDLED = ("segv", "sigbus", "sigfpe", "sigill", "abort")
+UNHANDLED = {**os.environ, "ASAN_OPTIONS": ":".join(f"handle_{name}=0" for name in HANDLED)}
 
 
 def forwarded(name: str) -> set[int]:
@@ -52,16 +52,13 @@ def forwarded(name: str) -> set[int]:
 
 @pytest.mark.parametrize("as_pid_1", [False, True], ids=["process", "pid1"])
 @pytest.mark.parametrize("name", PERSONAS)
-def test_every_signal(
-    inits: Path, name: str, as_pid_1: bool, request: pytest.FixtureRequest
-) -> None:
-    # A sanitizer's runtime has handlers of its own for some, and takes those for bugs.
-    theirs = HANDLED if "sanitized" in request.node.name else set()
-    with listening(str(inits / name), *QUIET[name], as_pid_1=as_pid_1) as init:
+def test_every_signal(inits: Path, name: str, as_pid_1: bool) -> None:
+    given = {"as_pid_1": as_pid_1, "env": UNHANDLED}
+    with listening(str(inits / name), *QUIET[name], **given) as init:
         for number in sorted(ALL - NEVER_SEEN):
             if name == "dumb-init" and number in {TSTP, TTIN, TTOU}:
                 continue
-            if number in FAULTS - forwarded(name) and (not as_pid_1 or number in theirs):
+            if number in FAULTS - forwarded(name) and not as_pid_1:
                 continue  # these kill it: below
             os.kill(init.pid, number)
             if number in forwarded(name):
@@ -73,12 +70,11 @@ def test_every_signal(
         assert init.outer.wait(PATIENCE_S) == 137
 
 
-@plain_only
 @pytest.mark.parametrize("number", sorted(FAULTS))
 @pytest.mark.parametrize("name", ["tini", "catatonit"])
 def test_faults_kill_what_is_not_pid_1(inits: Path, name: str, number: int) -> None:
     for program in (str(inits / name), installed(name)):
-        with listening(program, *QUIET[name]) as init:
+        with listening(program, *QUIET[name], env=UNHANDLED) as init:
             command = children(init.pid)[0]
             os.kill(init.pid, number)
             assert init.outer.wait(PATIENCE_S) == -number
@@ -97,12 +93,6 @@ def test_kill_and_stop_reach_only_the_init(inits: Path, name: str, number: int) 
         else:
             assert init.outer.wait(PATIENCE_S) == -9
         os.kill(command, signal.SIGKILL)
-
-
-def queue(pid: int, number: int, value: int) -> None:
-    """sigqueue(3)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.sigqueue(pid, number, ctypes.c_void_p(value)) == 0
 
 
 @pytest.mark.parametrize("name", PERSONAS)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import platform
 import signal
 import subprocess
 import time
@@ -25,6 +25,8 @@ from .inits import (
     children,
     eventually,
     line,
+    listening,
+    queue,
     run,
     started,
     state,
@@ -246,11 +248,6 @@ def test_orphans_that_die_at_once(
         assert process.wait(PATIENCE_S) == 9
 
 
-def queue(pid: int, number: int, value: int) -> None:
-    """sigqueue(3)."""
-    assert ctypes.CDLL(None).sigqueue(pid, number, ctypes.c_void_p(value)) == 0
-
-
 # dumb-init adopts nobody unless it is PID 1.
 ADOPTING = [(name, True) for name in PERSONAS]
 ADOPTING += [(name, False) for name in PERSONAS if name != "dumb-init"]
@@ -272,6 +269,26 @@ def test_a_thousand_that_die_while_signals_arrive(inits: Path, name: str, as_pid
         assert eventually(lambda: len(children(init)) == 1)
         os.kill(init, signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 9
+
+
+def test_the_kernel_reaps_where_it_can_keep_a_status(pyinit: str) -> None:
+    """Which is seen by the pidfd; not where somebody wants to know of orphans."""
+    major, minor = platform.release().split(".")[:2]
+    can = (int(major), int(minor)) >= (6, 16)
+
+    def holds(pid: int) -> bool:
+        files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+        return any("pidfd" in file for file in files)
+
+    with listening(pyinit, as_pid_1=True) as init:
+        assert not can or eventually(lambda: holds(init.pid))
+    for options in (["--why"], ["-w"], ["--grace=1s"], ["--wait"], ["--log=text"], ["-vv"]):
+        with listening(
+            pyinit, *options, as_pid_1=True, stderr=subprocess.DEVNULL
+        ) as init, listening(pyinit) as other:  # fmt: skip
+            calm = time.monotonic() + CALM_S
+            assert eventually(lambda: time.monotonic() > calm)  # noqa: B023
+            assert not holds(init.pid) and not holds(other.pid)
 
 
 @pytest.mark.parametrize("end", [0, 7, 255, -int(signal.SIGKILL), -int(signal.SIGTERM)])
