@@ -213,6 +213,7 @@ def storm_cpu(init: list[str], orphans: str, count: int) -> float:
         assert process.stdin is not None and process.stdout is not None
         process.stdout.read(1)
         pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+        time.sleep(IDLE_S / 10)  # storms come in containers that have run for a while
         before = processor_s(pid)
         process.stdin.write(b"x")
         while len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) > 1:

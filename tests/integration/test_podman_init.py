@@ -20,6 +20,7 @@ IMAGE = "one-static-binary"
 PARENT = "libpod_parent"
 CGROUPS = Path("/sys/fs/cgroup")
 BOUND_S = 60
+NOBODY = 65534
 PROGRAM = """
 #include <signal.h>
 #include <stdio.h>
@@ -44,26 +45,45 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 
 
 class Podman:
-    """Podman with folders of its own, and pyinit as its init and as catatonit."""
+    """Podman with folders of its own, and pyinit as its init and as catatonit.
 
-    def __init__(self, home: Path) -> None:
+    Rootless as ``user``; for root that is None.
+    """
+
+    def __init__(self, home: Path, user: int | None = None) -> None:
         self.home = home
+        self.user = user
         self.init = home / "pyinit"
         shutil.copy(scripts() / "pyinit", self.init)
         shutil.copy(self.init, home / "catatonit")
         configuration = home / "containers.conf"
         configuration.write_text(CONFIGURATION.format(folder=home))
         self.env = {**os.environ, "CONTAINERS_CONF": str(configuration)}
+        self.become: list[str] = []
+        if user is not None:
+            configuration.write_text("")  # a user may not raise limits
+            self.env |= {"HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
+            self.become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+            for folder in (home, *home.parents[:2]):
+                folder.chmod(0o755)
+            shutil.chown(home, user, user)
         self.parents = cgroups()
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs podman."""
-        command = ["podman", "--cgroup-manager", "cgroupfs", "--storage-driver", "vfs"]
+        command = [
+            *self.become,
+            "podman",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--storage-driver",
+            "vfs",
+        ]
         command += ["--runtime", "runc", "--events-backend", "none"]
         for option in ("root", "runroot", "tmpdir"):
             command += [f"--{option}", str(self.home / option)]
         return subprocess.run(
-            [*command, *arguments],
+            [*command, *arguments], cwd=self.home,
             env=self.env, capture_output=True, text=True, timeout=BOUND_S, check=False,
         )  # fmt: skip
 
@@ -71,6 +91,8 @@ class Podman:
         """Leaves nothing behind."""
         self("pod", "rm", "--force", "--all")
         self("rm", "--force", "--all")
+        if self.user is not None:
+            self("system", "migrate")  # ends the process that keeps the user's namespaces
         eventually(lambda: processes_of(self.home) == {}, "all processes have ended")
         for point in reversed(mounts_below(self.home)):
             subprocess.run(["umount", "--lazy", point], timeout=BOUND_S, check=False)
@@ -90,7 +112,17 @@ def cgroups() -> set[Path]:
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     """Podman with an image of one file."""
-    made = Podman(tmp_path_factory.mktemp("p"))
+    yield from with_image(Podman(tmp_path_factory.mktemp("p")))
+
+
+@pytest.fixture
+def rootless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """The same for a user without rights."""
+    yield from with_image(Podman(tmp_path_factory.mktemp("u"), NOBODY))
+
+
+def with_image(made: Podman) -> Iterator[Podman]:
+    """Podman with an image of one file, as long as it is wanted."""
     source = made.home / "program.c"
     source.write_text(PROGRAM)
     program = source.with_suffix("")
@@ -120,6 +152,12 @@ def test_podman_run_init(podman: Podman, init: str, flags: tuple[str, ...]) -> N
     path = str(podman.home / init)
     options = ["--rm", "--init", "--init-path", path, "--network=none", *flags]
     done = podman("run", *options, IMAGE, "/program", "7")
+    assert (done.returncode, done.stdout) == (7, "of 1\n"), done.stderr
+
+
+def test_rootless(rootless: Podman) -> None:
+    options = ["--rm", "--init", "--init-path", str(rootless.init), "--network=none"]
+    done = rootless("run", *options, IMAGE, "/program", "7")
     assert (done.returncode, done.stdout) == (7, "of 1\n"), done.stderr
 
 
