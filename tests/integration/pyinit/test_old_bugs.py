@@ -216,12 +216,15 @@ def test_44_in_the_originals_it_stays(name: str) -> None:
         assert lives
 
 
-# Has the init dwell before it asks for the signal; the parent is gone by then.
+# Has the init dwell before it asks for the signal, and the parent leave meanwhile.
 SLOW_WISH = ["strace", "-f", "-o", "/dev/null", "-e", "trace=prctl", "-e"]
 SLOW_WISH += ["inject=prctl:delay_enter=2000000:when=1"]
 LEAVES = """
-import os, sys
-print(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), flush=True)
+import os, sys, time
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+while open(f"/proc/{pid}/syscall").read().split()[0] not in {"157", "167"}:  # prctl
+    time.sleep(0.01)
+print(pid, flush=True)
 os._exit(0)
 """
 

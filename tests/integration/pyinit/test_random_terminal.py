@@ -58,8 +58,9 @@ word = b""
 while word.strip() != b"end":
     word = os.read(0, 100)
     os.write(1, b"<line %s>" % word.strip())
+if end == -15:
+    signal.signal(15, 0)
 if end < 0:
-    signal.signal(-end, 0)
     os.kill(os.getpid(), -end)
 os._exit(end)
 """

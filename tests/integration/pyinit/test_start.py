@@ -331,11 +331,19 @@ def test_rough_places(inits: Path, tmp_path: Path, name: str, place: str) -> Non
 # --- What it costs -------------------------------------------------------------------------------
 
 
+def waits_for_ever(pid: int) -> bool:
+    """Whether a process is in rt_sigtimedwait without a time limit, its third argument."""
+    call = Path(f"/proc/{pid}/syscall").read_text().split()
+    return len(call) > 3 and (int(call[0]), int(call[3], 16)) in {(128, 0), (137, 0)}
+
+
 @plain_only
-def test_file_and_memory(inits: Path) -> None:
+@pytest.mark.parametrize("as_pid_1", [False, True], ids=["process", "pid1"])
+def test_file_and_memory(inits: Path, as_pid_1: bool) -> None:
     assert (inits / "pyinit").stat().st_size <= 32 << 10
     for name in PERSONAS:
-        with listening(str(inits / name), *QUIET[name]) as init:
+        with listening(str(inits / name), *QUIET[name], as_pid_1=as_pid_1) as init:
+            assert eventually(lambda: waits_for_ever(init.pid))
             rollup = Path(f"/proc/{init.pid}/smaps_rollup").read_text()
             assert int(rollup.split("Rss:")[1].split()[0]) <= 40, name
 
@@ -359,10 +367,8 @@ def test_system_calls_from_exec_to_exit(inits: Path, name: str, tmp_path: Path) 
     assert len(calls) <= 12 + (name == "dumb-init"), calls  # TERM for those who are left
 
 
-def test_it_does_not_wake_up(inits: Path) -> None:
+@pytest.mark.parametrize("as_pid_1", [False, True], ids=["process", "pid1"])
+def test_it_does_not_wake_up(inits: Path, as_pid_1: bool) -> None:
     for name in PERSONAS:
-        with listening(str(inits / name), *QUIET[name]) as init:
-            assert eventually(lambda: "S" in Path(f"/proc/{init.pid}/stat").read_text())
-            blocked = Path(f"/proc/{init.pid}/syscall").read_text().split()
-            # rt_sigtimedwait with no timeout: its third argument.
-            assert (int(blocked[0]), int(blocked[3], 16)) in {(128, 0), (137, 0)}
+        with listening(str(inits / name), *QUIET[name], as_pid_1=as_pid_1) as init:
+            assert eventually(lambda: waits_for_ever(init.pid))
