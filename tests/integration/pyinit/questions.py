@@ -51,33 +51,34 @@ os.read(0, 9)
 # Two of one group, each of which tells what it gets; the pid of the second first.
 BOTH = """
 import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {10, 28})
 inner = os.fork()
 who = b"command" if inner else b"other"
-for number in (10, 28):
-    signal.signal(number, lambda n, _: os.write(1, b"%s %d\\n" % (who, n)))
 os.write(1, b"%s %d\\n" % (who, inner))
 while True:
-    signal.pause()
+    os.write(1, b"%s %d\\n" % (who, signal.sigwait({10, 28})))
 """
 # Leaves one behind, which tells its pid and then whether it is told to end.
 LEFT = """
 import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {15, 28})
 if os.fork() == 0:
-    signal.signal(15, lambda *_: os.write(1, b"told\\n"))
-    signal.signal(28, lambda *_: (os.write(1, b"last\\n"), os._exit(0)))
     os.write(1, b"%d\\n" % os.getpid())
-    while True:
-        signal.pause()
+    told = signal.sigwait({15, 28}) == 15
+    os.write(1, b"told\\n" if told else b"last\\n")
+    os._exit(0)
 os.read(0, 1)
 """
+# A read would not be interrupted by a signal that arrives just before it; so it looks now and then.
 ECHOES = """
-import os, signal
+import os, select, signal
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
 signal.signal(2, lambda *_: os.write(1, b"got-int\\n"))
 signal.signal(12, lambda *_: os.write(1, b"got-usr2\\n"))
 os.write(1, b"rea" + b"dy\\n")
 while True:
-    os.write(1, b"line " + os.read(0, 99))
+    if select.select([0], [], [], 0.05)[0]:
+        os.write(1, b"line " + os.read(0, 99))
 """
 
 

@@ -31,9 +31,10 @@ from .inits import (
 STUBBORN = "trap 'echo told' TERM; echo ready; while :; do sleep 0.02; done"
 SLEEPER = "trap 'echo %s; exit' TERM; echo ready; while :; do sleep 0.02; done"
 HANDLER = (
-    "import os, signal; os.write(1, b'ready\\n'); os.read(0, 9); "
+    "import os, select, signal; os.write(1, b'ready\\n'); os.read(0, 9); "
     "signal.signal(10, lambda *_: os.write(1, b'handled\\n')); os.write(1, b'set\\n'); "
-    "os.read(0, 9)"
+    # Not a read, which a signal that arrives just before does not interrupt.
+    "[select.select([], [], [], 0.05) for _ in iter(int, 1)]"
 )
 
 

@@ -26,7 +26,7 @@ from .inits import (
 BASH = ("bash", "--norc", "--noprofile", "--noediting", "-i")
 # What the shell runs: says when it has the terminal, and what it gets there.
 PROGRAM = """#!{python} -IS
-import os, signal, sys
+import os, select, signal, sys
 def say(*words):
     try:
         os.write(1, " ".join(map(str, words)).encode() + b"\\n")
@@ -47,6 +47,9 @@ signal.signal(signal.SIGHUP, hang_up)
 say("rea" + "dy")
 text = ""
 while text != "end":
+    # A read would not be interrupted by a signal that arrives just before it.
+    if not select.select([0], [], [], 0.05)[0]:
+        continue
     try:
         text = os.read(0, 100).decode().strip()
     except OSError:  # hung up; the signal is under way
