@@ -843,8 +843,10 @@ def hold_signals():
     found: kernel_action
     set_mask(ours(), cython.address(mask_at_start))
     # With SIGCHLD ignored, which an exec inherits, the kernel reaps for us and keeps the status.
+    # Where there is no command, that is as it should be.
     action.handler = cython.NULL
-    action.flags = action.mask = 0
+    action.flags = SA_NOCLDWAIT if only_reaps else 0
+    action.mask = 0
     action.restorer = cython.NULL
     kernel_call(
         SYS_rt_sigaction, SIGCHLD, cython.address(action), cython.address(found), SIGSET_BYTES
@@ -1220,7 +1222,8 @@ def let_go():
     if lock_calls:
         lock()
     settling = init_pid == 1 and not (
-        warn_of_orphans
+        only_reaps
+        or warn_of_orphans
         or wait_for_all
         or grace_ms
         or say_why
@@ -1272,11 +1275,12 @@ def pause():
         say(b"Warning: pause should be the first process")
         print_line()
     while True:
+        # Whoever was dead before we were executed; the kernel reaps the others.
+        while kernel_call(SYS_wait4, -1, cython.address(status), WNOHANG, cython.NULL) > 0:
+            pass
         number = next_signal(cython.address(info))
         if number and bit(number) & ending and info.si_signo == number:
             break
-        while kernel_call(SYS_wait4, -1, cython.address(status), WNOHANG, cython.NULL) > 0:
-            pass
     tell_signal(cython.address(info))
     if persona == PAUSE or verbosity > WARNING:
         begin(FATAL)

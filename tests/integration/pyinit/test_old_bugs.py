@@ -55,8 +55,13 @@ def test_36_started_with_sigchld_ignored(inits: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tini", "catatonit"])
 def test_36_the_originals_hang(name: str) -> None:
-    command = [installed(name), *QUIET[name], "--", "sh", "-c", "exit 6"]
+    command = [installed(name), *QUIET[name], "--", "sh", "-c", "echo; read x; exit 6"]
     with started(*command, preexec_fn=ignore_children) as process:
+        assert line(process) == ""
+        assert eventually(lambda: has_handed_on(process.pid))  # catatonit looks for its child once
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
         assert eventually(lambda: not children(process.pid))
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(HANG_S)
@@ -348,3 +353,20 @@ def test_pause(inits: Path, name: str, options: str) -> None:
             assert (f"got signal: {number.name} from process {os.getpid()}" in said) == (
                 name == "pause"
             )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("catatonit", "-P"), ("pyinit", "-P"), ("pause", "")]
+)
+def test_pause_reaps_who_is_dead_and_who_will_be(inits: Path, name: str, options: str) -> None:
+    script = 'exec 3<&0; true & echo $!; (read x <&3) & exec "$@" 3<&-'
+    with started("sh", "-c", script, "sh", str(inits / name), *options.split()) as process:
+        dead = int(line(process))
+        assert eventually(lambda: os.readlink(f"/proc/{process.pid}/cwd") == "/")
+        assert eventually(lambda: len(children(process.pid)) == 1 and not state(dead))
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert eventually(lambda: not children(process.pid))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
