@@ -114,11 +114,13 @@ def target(init: Init) -> str:
     with started(*init(*PYTHON, BOTH)) as process:
         told = dict(line(process).split() for _ in range(2))
         os.kill(process.pid, signal.SIGUSR1)
-        seen = {line(process).split()[0]}  # the command gets it in any case
-        os.kill(int(told["command"]), LAST)
-        while (row := line(process)) != f"other {LAST}":
-            seen.add(row.split()[0])
-        return " and ".join(sorted(seen))
+        seen: list[str] = []
+        while f"command {int(signal.SIGUSR1)}" not in seen:
+            seen.append(line(process))
+        os.kill(int(told["command"]), LAST)  # which the other gets after what its group has got
+        while f"other {LAST}" not in seen:
+            seen.append(line(process))
+        return " and ".join(sorted({row.split()[0] for row in seen if row != f"other {LAST}"}))
 
 
 def job_control(init: Init) -> str:
@@ -195,8 +197,13 @@ def with_children_ignored(init: Init) -> str:
     def prepare() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
-    with started(*init("sh", "-c", "echo; exit 6"), preexec_fn=prepare) as process:
+    with started(*init("sh", "-c", "echo; read x; exit 6"), preexec_fn=prepare) as process:
         assert line(process) == ""
+        # An original looks for its child once, and is not to find that gone already.
+        assert eventually(lambda: has_handed_on(process.pid))
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
         try:
             return str(process.wait(init.patience_s))
         except subprocess.TimeoutExpired:
