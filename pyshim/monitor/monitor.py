@@ -1866,7 +1866,12 @@ def receive():
         close_all(arrived, arrived_count)
         reply(0, EBADMSG, 0)
         return
-    if message.msg_flags & (MSG_TRUNC | MSG_CTRUNC):
+    if message.msg_flags & MSG_CTRUNC:
+        # For want of descriptors: what the service has sent since then rests on this transaction.
+        close_all(arrived, arrived_count)
+        lose_service()
+        return
+    if message.msg_flags & MSG_TRUNC:
         close_all(arrived, arrived_count)
         reply(cython.cast(cython.pointer(Header), datagram).sequence, EBADMSG, 0)
         return

@@ -225,6 +225,32 @@ def test_what_finds_no_place_is_closed(monitor: Monitor, tmp_path: Path) -> None
 # --- Messages ------------------------------------------------------------------------------------
 
 
+def test_a_transaction_without_its_descriptors_ends_the_service(monitor: Monitor) -> None:
+    """Nothing that was sent after it is carried out: it may rest on what was lost."""
+    service = monitor.service()
+    pid = monitor.process.pid
+    reader, writer = os.pipe()
+    state = memfd(b"of the lost transaction")
+    later = memfd(b"of one that rests on it")
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    os.kill(pid, signal.SIGSTOP)
+    service.send(Message(Type.HOLD, (5, 0), (reader,)), Message(Type.STATE, fds=(state,)))
+    service.send(Message(Type.STATE, fds=(later,)))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    os.kill(pid, signal.SIGCONT)
+    assert service.channel.recv(1) == b""
+    service.close()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    dump = monitor.activated().hello()
+    assert [m.fields[0] for m in dump if m.type == Type.HELD and m.fields[0] == 5] == []
+    (welcome,) = (m for m in dump if m.type == Type.WELCOME)
+    texts = [os.pread(fd, 100, 0) for fd in welcome.fds]
+    assert not any(b"of " in text for text in texts)
+    close_all(dump)
+    for fd in (reader, writer, state, later):
+        os.close(fd)
+
+
 def test_an_empty_datagram_is_not_the_end(monitor: Monitor) -> None:
     service = monitor.service()
     assert service.channel.send(b"") == 0
