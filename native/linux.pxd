@@ -146,7 +146,7 @@ cdef extern from "<unistd.h>" nogil:
     enum: X_OK
 
 cdef extern from "<sys/syscall.h>" nogil:
-    enum: SYS_close_range, SYS_pidfd_open
+    enum: SYS_close_range, SYS_pidfd_open, SYS_pidfd_send_signal
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)

@@ -10,6 +10,7 @@ cdef enum:
     LINE_BYTES = 1024  # longer messages are cut
     BUFFER_BYTES = 16384
     MAX_ARGUMENTS = 256
+    MIN_DESCRIPTORS = 32
     MAX_PROGRAM_BYTES = 67108864
     KERNEL_SIGSET_BYTES = 8
     LAST_SIGNAL = 64
@@ -17,7 +18,8 @@ cdef enum:
 
     # containerd ends `delete` after 5 s: doing without a zygote must fit into what this leaves.
     BEGIN_TIMEOUT_MS = 2000
-    ANSWER_TIMEOUT_MS = 60000
+    # Longer than all that `delete` waits for; what is killed then is done again without a zygote.
+    ANSWER_TIMEOUT_MS = 6000
     ZYGOTE_ATTEMPTS = 3
     CHILD_END_TIMEOUT_MS = 500
     ZYGOTE_RETRY_MS = 5
@@ -81,7 +83,8 @@ cdef int run_in_zygote(int zygote, int argc, char** argv) noexcept nogil
 cdef bint send_request(int zygote, int argc, char** argv) noexcept nogil
 cdef int write_request(int argc, char** argv) noexcept nogil
 cdef int await_exit(int zygote) noexcept nogil
-cdef void await_end_of(pid_t child) noexcept nogil
+cdef bint end_child(int child) noexcept nogil
+cdef bint await_end_of(int process) noexcept nogil
 cdef int end_with(const char* text, size_t size) noexcept nogil
 cdef bint tell(int zygote, uint32_t kind, int value) noexcept nogil
 cdef ssize_t receive(int zygote, int* fds) noexcept nogil

@@ -41,10 +41,12 @@ from cython.cimports.linux import (
     POLLIN,
     PROT_READ,
     PROT_WRITE,
+    RLIMIT_NOFILE,
     SCM_RIGHTS,
     SIG_DFL,
     SIG_SETMASK,
     SIGCHLD,
+    SIGKILL,
     SO_PEERCRED,
     SO_SNDTIMEO,
     SOCK_CLOEXEC,
@@ -56,6 +58,7 @@ from cython.cimports.linux import (
     X_OK,
     SYS_close_range,
     SYS_pidfd_open,
+    SYS_pidfd_send_signal,
     SYS_rt_sigprocmask,
     _exit,
     access,
@@ -75,6 +78,7 @@ from cython.cimports.linux import (
     getcwd,
     getenv,
     geteuid,
+    getrlimit,
     getsockopt,
     iovec,
     memcpy,
@@ -91,6 +95,7 @@ from cython.cimports.linux import (
     read,
     readlink,
     recvmsg,
+    rlimit,
     sendmsg,
     setsid,
     setsockopt,
@@ -292,8 +297,10 @@ def reap_starter():
     none but its own children.
     """
     global starter
+    process: cython.int
     if starter > 0:
-        await_end_of(starter)
+        process = syscall(SYS_pidfd_open, starter, 0)
+        await_end_of(process)
         waitpid(starter, cython.NULL, WNOHANG)
     starter = 0
 
@@ -407,9 +414,12 @@ def write_request(argc, argv):
 
 
 def await_exit(zygote):
-    """Serves the zygote's child until it says how we end."""
+    """Serves the zygote's child until it says how we end.
+
+    One that has begun and is silent for too long is killed, as all that it does may be done again.
+    """
     deadline: cython.longlong = begin_by
-    child: pid_t = 0
+    child: cython.int = -1  # a pidfd: it may be in another pid namespace
     left: cython.longlong
     size: cython.ssize_t
     fds: cython.int[3]
@@ -418,10 +428,10 @@ def await_exit(zygote):
     while True:
         left = deadline - now_ms()
         if left <= 0:
-            if not begun:
+            if not begun or end_child(child):
                 return SILENCE
             begin()
-            say(b"no answer from the zygote within 60 s; end it (")
+            say(b"a child of the zygote neither answers nor ends when killed; end the zygote (")
             say(socket_path)
             say(b") and try again")
             return fail()
@@ -436,10 +446,11 @@ def await_exit(zygote):
         if answer.kind == KIND_EXIT and size >= VALUE_BYTES:
             close_all(fds, MONITOR_FDS)
             return end_with(answer.text, size - VALUE_BYTES)
-        if answer.kind == KIND_BEGUN:
+        if answer.kind == KIND_BEGUN and not begun:
             # It does nothing before this word: one that wakes up late, when we have done without
             # it, finds that we have gone.
-            child = answer.value
+            child = fds[0]
+            fds[0] = -1
             begun = tell(zygote, KIND_GO, 0)
             deadline = now_ms() + ANSWER_TIMEOUT_MS
         elif answer.kind == KIND_START_MONITOR and fds[2] >= 0:
@@ -447,20 +458,30 @@ def await_exit(zygote):
         close_all(fds, MONITOR_FDS)
 
 
-def await_end_of(child):
-    """Waits until a process is gone with all its descriptors.
+def end_child(child):
+    """Kills the zygote's child of the pidfd ``child``, which is closed; whether it has gone."""
+    if child >= 0:
+        syscall(SYS_pidfd_send_signal, child, SIGKILL, cython.NULL, 0)
+    return await_end_of(child)
+
+
+def await_end_of(process):
+    """Waits until the process of a pidfd is gone with all its descriptors; whether it is.
+
+    Closes the pidfd.
 
     The connection of a zygote's child may be closed before a listener that it had made: whoever
     comes next must not take that for a monitor's.
     """
     waiting: pollfd
-    if child <= 0:
-        return
-    waiting.fd = syscall(SYS_pidfd_open, child, 0)
+    gone: cython.bint
+    if process < 0:
+        return False
+    waiting.fd = process
     waiting.events = POLLIN
-    if waiting.fd >= 0:
-        poll(cython.address(waiting), 1, CHILD_END_TIMEOUT_MS)
-        close(waiting.fd)
+    gone = poll(cython.address(waiting), 1, CHILD_END_TIMEOUT_MS) == 1
+    close(process)
+    return gone
 
 
 def end_with(text, size):
@@ -691,9 +712,15 @@ def run_directly(argc, argv):
     """Becomes the interpreter; comes back only when that fails."""
     arguments: cython.p_char[264]  # MAX_ARGUMENTS + 8
     at: cython.int
+    limit: rlimit
     if argc > MAX_ARGUMENTS:
         begin()
         say(b"too many arguments")
+        return fail()
+    # Python itself would end in many lines about its own affairs.
+    if getrlimit(RLIMIT_NOFILE, cython.address(limit)) == 0 and limit.rlim_cur < MIN_DESCRIPTORS:
+        begin()
+        say(b"too few open files are allowed to start Python; raise RLIMIT_NOFILE to 1024")
         return fail()
     arguments[0] = interpreter
     arguments[1] = cython.cast(cython.p_char, b"-I")

@@ -637,7 +637,8 @@ def track(pid, value):
             process.sent = 0
             dirty = True
         return 0
-    if pid <= 0 or pid == own_pid or (kill(pid, 0) != 0 and errno == ESRCH):
+    # A runtime's file may name anything: nobody else's process is ever signalled.
+    if pid <= 0 or not is_child(pid):
         return ESRCH
     process = new_process(pid)
     if process == cython.NULL:
@@ -1631,6 +1632,8 @@ def activate():
 def ask_zygote(fd):
     """Sends the service's end of the channel to the zygote; never waits for it."""
     where: sockaddr_un
+    peer: ucred
+    size: cython.uint = cython.sizeof(peer)
     sent: cython.bint = False
     connection: cython.int = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
     if connection < 0:
@@ -1645,6 +1648,12 @@ def ask_zygote(fd):
             cython.sizeof(where),
         )
         == 0
+        # Whoever listens there gets the state and all that is held.
+        and getsockopt(
+            connection, SOL_SOCKET, SO_PEERCRED, cython.address(peer), cython.address(size)
+        )
+        == 0
+        and peer.uid == geteuid()
     ):
         sent = send_to_zygote(connection, fd)
     close(connection)  # what was sent is still there to be read

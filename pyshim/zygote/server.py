@@ -45,6 +45,7 @@ WARM_MODULES = (
 DEFAULT_IDLE_S = 600.0
 REQUEST_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 10.0
+NO_RESOURCES_PAUSE_S = 0.1
 BACKLOG = 512
 FEW_DESCRIPTORS = 256
 CAP_SYS_RESOURCE = 24
@@ -211,10 +212,14 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
         poller.register(gone, select.POLLIN)
     while is_ours(path, ours) and (ready := poller.poll(idle_ms)):
         if any(fd == listener.fileno() for fd, _ in ready):
-            with contextlib.suppress(OSError):
+            try:
                 connection, _ = listener.accept()
                 with connection:
                     fork_for(connection, path, [listener.fileno(), lock, gone])
+            except OSError:
+                # Without a descriptor what waits still waits; without a process it is done
+                # elsewhere.
+                time.sleep(NO_RESOURCES_PAUSE_S)
         if gone >= 0:
             watch.drain(gone)
 
@@ -281,7 +286,13 @@ def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
 
     Nothing is done before the launcher's word: one that has waited too long does it without us.
     """
-    launcher.send(messages.with_value(Kind.BEGUN, os.getpid()))
+    with contextlib.ExitStack() as kept:
+        ourselves = []
+        with contextlib.suppress(OSError):  # older than Linux 5.3
+            ourselves = [os.pidfd_open(os.getpid())]
+            kept.callback(os.close, ourselves[0])
+        begun = messages.with_value(Kind.BEGUN, os.getpid())
+        socket.send_fds(launcher, [begun], ourselves)
     launcher.settimeout(REQUEST_TIMEOUT_S)
     word = launcher.recv(messages.VALUE.size)
     launcher.settimeout(None)

@@ -69,6 +69,7 @@ class Host:
         self.events = Events(home / "events")
         self._numbers = itertools.count(1)
         self.prefix = prefix
+        self.program = str(scripts() / "containerd-shim-pyshim-v2")
         self.env = {
             "PATH": f"{scripts()}:{os.environ['PATH']}",
             "TTRPC_ADDRESS": self.events.address,
@@ -127,7 +128,7 @@ class Host:
         # Another mount namespace has another working directory.
         place = [*self.prefix, "env", f"--chdir={self.bundles / name}"] if self.prefix else []
         return subprocess.run(
-            [*place, str(scripts() / "containerd-shim-pyshim-v2"), *arguments],
+            [*place, self.program, *arguments],
             cwd=self.bundles / name,
             env=self.env,
             stdin=subprocess.DEVNULL,
@@ -217,6 +218,11 @@ class Host:
 
     def killed_all(self) -> bool:
         """Kills all that there is; whether there was nothing: who is killed may have forked."""
+        for folder in self._groups("*"):  # what is frozen does not die
+            for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                with contextlib.suppress(OSError):
+                    if (folder / name).exists():
+                        (folder / name).write_text(value)
         found = processes_of(self.home)
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
@@ -232,11 +238,14 @@ class Container:
         self.name = name
         self.address = address
         self.bundle = host.bundles / name
+        self.runtime: Path | None = None
+        self.bound_s: float = BOUND_S
+        self.deadlines = True  # whether the shim is told of ``bound_s``
         self.client = self.connect()
 
-    def connect(self) -> Client:
+    def connect(self, timeout_s: float = BOUND_S) -> Client:
         """Another connection."""
-        return Client(self.address, BOUND_S)
+        return Client(self.address, timeout_s)
 
     def reconnect(self) -> None:
         """As a containerd that was started again."""
@@ -244,10 +253,13 @@ class Container:
         self.client = self.connect()
 
     def call(
-        self, method: str, request: Message, reply: type[Reply], timeout_s: float = BOUND_S
+        self, method: str, request: Message, reply: type[Reply], timeout_s: float = 0
     ) -> Reply:
-        """A call of the Task service; raises StatusError."""
-        return self.client.call(SERVICE, method, request, reply, timeout_s)
+        """A call of the Task service, within ``bound_s`` or ``timeout_s``; raises StatusError."""
+        bound_s = timeout_s or self.bound_s
+        if self.deadlines:
+            return self.client.call(SERVICE, method, request, reply, bound_s)
+        return reply.FromString(self.client.receive(self.send(method, request), bound_s))
 
     def send(self, method: str, request: Message) -> int:
         """Begins a call; its stream is for ``receive``."""
@@ -274,6 +286,7 @@ class Container:
             stdout=str(stdout),
             stderr=str(stderr),
         )
+        runtime = runtime or self.runtime
         if runtime is not None:
             request.options.CopyFrom(packed(options_pb2.Options(binary_name=str(runtime))))
         return request
@@ -321,7 +334,7 @@ class Container:
         assert self.delete(exec_id).exit_status == status
         return status
 
-    def state(self, exec_id: str = "", timeout_s: float = BOUND_S) -> task_pb2.StateResponse:
+    def state(self, exec_id: str = "", timeout_s: float = 0) -> task_pb2.StateResponse:
         """State."""
         request = task_pb2.StateRequest(id=self.name, exec_id=exec_id)
         return self.call("State", request, task_pb2.StateResponse, timeout_s)
@@ -339,7 +352,13 @@ class Container:
         request = task_pb2.KillRequest(id=self.name, exec_id=exec_id, signal=number, all=everyone)
         self.call("Kill", request, Empty)
 
-    def delete(self, exec_id: str = "", timeout_s: float = BOUND_S) -> task_pb2.DeleteResponse:
+    def update(self, resources: bytes = b"{}") -> None:
+        """Update, by the JSON of LinuxResources; nothing is changed by an empty one."""
+        request = task_pb2.UpdateTaskRequest(id=self.name)
+        request.resources.value = resources
+        self.call("Update", request, Empty)
+
+    def delete(self, exec_id: str = "", timeout_s: float = 0) -> task_pb2.DeleteResponse:
         """Delete."""
         request = task_pb2.DeleteRequest(id=self.name, exec_id=exec_id)
         return self.call("Delete", request, task_pb2.DeleteResponse, timeout_s)
