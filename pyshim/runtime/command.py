@@ -10,14 +10,22 @@ from pyshim.api import options_pb2, state_pb2
 INIT_PID_FILE = "init.pid"
 LOG_FILE = "log.json"
 CRIU_WORK_FOLDER = "criu-work"
+MAX_PID_BYTES = 32
+PID_MAX = 1 << 22  # the kernel's PID_MAX_LIMIT
+MAX_LOG_BYTES = 1 << 20
 DEFAULT_RUNTIME = "runc"
 DEFAULT_ROOT = "/run/containerd/runc"  # the Go shim's
 
 
 def global_flags(container: state_pb2.Container) -> list[str]:
-    """The runtime's binary and the flags that precede every sub-command."""
-    log = os.path.join(container.bundle, LOG_FILE)
-    flags = [container.runtime, "--root", container.root, "--log", log, "--log-format", "json"]
+    """The runtime's binary and the flags that precede every sub-command.
+
+    In a bundle that has become read-only it could not open its log, and would refuse to kill or
+    delete: there it says on stderr what is wrong.
+    """
+    flags = [container.runtime, "--root", container.root]
+    if os.access(container.bundle, os.W_OK):
+        flags += ["--log", os.path.join(container.bundle, LOG_FILE), "--log-format", "json"]
     if container.systemd_cgroup:
         flags.append("--systemd-cgroup")
     if container.criu_path:
@@ -133,15 +141,24 @@ def pid_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
     return os.path.join(container.bundle, INIT_PID_FILE)
 
 
+def pid_drafts(path: str) -> list[str]:
+    """A pid file and what runc leaves of it where there was no room; it refuses to start over."""
+    folder, name = os.path.split(path)
+    return [path, os.path.join(folder, f".{name}")]
+
+
 def exec_spec_path(container: state_pb2.Container, process: state_pb2.Process) -> str:
     """Where the service leaves an exec's spec for the runtime."""
     return os.path.join(container.bundle, f"{process.id}.spec.json")
 
 
 def read_pid(path: str) -> int:
-    """The pid in a pid file.  Raises OSError or ValueError."""
-    with open(path, encoding="ascii") as file:
-        return int(file.read())
+    """The pid in a pid file.  Raises OSError, or ValueError naming the file."""
+    with open(path, "rb") as file:
+        text = file.read(MAX_PID_BYTES)
+    if not text.strip().isdigit() or not 0 < int(text) <= PID_MAX:
+        raise ValueError(f"{path}: the OCI runtime has left no pid there but {text!r}")
+    return int(text)
 
 
 def failure(
@@ -160,7 +177,17 @@ def reason(container: state_pb2.Container, status: int, log_size: int, printed: 
     What the log had before, in its first ``log_size`` bytes, is about other commands.
     """
     said = " ".join(printed.split())
-    return last_error(container, log_size) or f"exit status {status}{said and f': {said}'}"
+    text = last_error(container, log_size) or f"exit status {status}{said and f': {said}'}"
+    return f"{text}; no space is left in {container.bundle}" if _is_full(container.bundle) else text
+
+
+def _is_full(bundle: str) -> bool:
+    """Whether the bundle takes no byte or no file more, so that a runtime's log may be empty."""
+    try:
+        found = os.statvfs(bundle)
+    except OSError:
+        return False
+    return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
 
 
 def log_size(bundle: str) -> int:
@@ -174,13 +201,14 @@ def log_size(bundle: str) -> int:
 def last_error(container: state_pb2.Container, start: int = 0) -> str:
     """The last error that the runtime logged from byte ``start`` on, "" when it logged none.
 
-    The Go shim of containerd 1.6 reports the same line of the same file.
+    The Go shim of containerd 1.6 reports the same line of the same file.  Of a huge log the last
+    MAX_LOG_BYTES are read.
     """
     path = os.path.join(container.bundle, LOG_FILE)
     found = ""
     try:
         with open(path, "rb") as file:
-            file.seek(start)
+            file.seek(max(start, os.fstat(file.fileno()).st_size - MAX_LOG_BYTES))
             for line in file:
                 try:
                     entry = json.loads(line.decode(errors="replace"))

@@ -9,27 +9,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
 from pyshim.monitor.fds import memfd
-from pyshim.runtime import command
+from pyshim.runtime import command, descendants
 from pyshim.service.store import Record, Store
 from pyshim.stdio.streams import Streams
 from pyshim.ttrpc.status import Code, StatusError, text_of
 
 # A runtime command that has not ended by then is taken for hung.
-COMMAND_TIMEOUT_S = 120
+COMMAND_TIMEOUT_S = float(os.environ.get("PYSHIM_COMMAND_TIMEOUT_S", "120"))
 REPLY_TIMEOUT_S = 30
+KILL_TIMEOUT_S = 2
+GLANCE_S = 0.25
 
 MAX_PRINTED_BYTES = 4096
+# Of what a command prints so much is kept in memory; what it writes then fails, and that alone.
+MAX_KEPT_BYTES = 16 << 20
+
+F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 0x2, 0x4  # fcntl(2)
 
 Spawned = asyncio.Future[tuple[int, int]]
+
+
+HINTS = {
+    errno.ENOENT: "is it on PATH, and the bundle still there?",
+    errno.EACCES: "is it executable?",
+    errno.EAGAIN: "the shim's cgroup or user has no processes left; try again",
+    errno.ENOMEM: "the host has no memory left; try again",
+}
+
+
+class Killed(StatusError):
+    """A runtime command had to be killed at its bound: nobody knows how far it came."""
 
 
 class Outcome(NamedTuple):
@@ -69,6 +88,8 @@ async def run(
     cwd: str,
     streams: Streams | None = None,
     timeout_s: float = COMMAND_TIMEOUT_S,
+    *,
+    undoing: bool = False,
 ) -> Outcome:
     """Runs the command of ``call``, unless an earlier service has begun it.
 
@@ -83,8 +104,8 @@ async def run(
             streams = streams or Streams()
             printed = _keep_what_it_prints(streams)
             spawned = spawn(store, call, argv, cwd, streams)
-        status = await outcome(store, call, spawned, argv[0], timeout_s)
-        text = os.pread(printed, MAX_PRINTED_BYTES, 0) if printed >= 0 else b""
+        status = await outcome(store, call, spawned, argv[0], timeout_s, undoing=undoing)
+        text = os.pread(printed, MAX_PRINTED_BYTES, 0).rstrip(b"\0") if printed >= 0 else b""
     finally:
         if printed >= 0:
             os.close(printed)
@@ -95,8 +116,11 @@ def _keep_what_it_prints(streams: Streams) -> int:
     """Directs stdout and stderr of a command into memory; that, which the caller owns."""
     if not streams.child:
         streams.child = [streams.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))]
-    printed = memfd(b"")
+    printed = os.memfd_create("pyshim-printed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     kept = streams.own(os.dup(printed))
+    # A hole of the final size that cannot grow: memory is used for what is written to it alone.
+    os.ftruncate(printed, MAX_KEPT_BYTES)
+    fcntl.fcntl(printed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
     streams.child[1:] = [kept, kept]
     return printed
 
@@ -107,38 +131,57 @@ async def outcome(
     spawned: Spawned | None,
     runtime: str,
     timeout_s: float = COMMAND_TIMEOUT_S,
+    *,
+    meanwhile: Callable[[], None] | None = None,
+    undoing: bool = False,
 ) -> int:
     """The exit status of the command of ``call``; ``spawned`` is None after a change of service.
 
-    Raises StatusError when it never ran, or has not ended within the bound and was killed.
+    ``meanwhile`` is called again and again while a command takes long.  ``undoing`` is for one that
+    follows on another of the same call, which may have been hung.  Raises StatusError when it
+    never ran, Killed when it has not ended within the bound: with all that it had started.
     """
     if spawned is not None:
         error, pid = await _reply(spawned)
         if error:
-            text = f"cannot run the OCI runtime {runtime}: {os.strerror(error)}; is it on PATH?"
-            raise StatusError(Code.UNKNOWN, text)
+            text = f"cannot run the OCI runtime {runtime}: {os.strerror(error)}"
+            hint = HINTS.get(error, "")
+            raise StatusError(Code.UNKNOWN, f"{text}{hint and f'; {hint}'}")
         store.commands[call.token] = pid
     elif call.token not in store.commands:
         raise StatusError(Code.UNAVAILABLE, "the OCI runtime did not start; try again")
     pid = store.commands[call.token]
-    record = await exited(store, pid, timeout_s)
+    # What an earlier service has found hung it may not have lived to end.
+    is_hung = call.timed_out and not undoing
+    record = None if is_hung else await exited(store, pid, timeout_s, meanwhile)
     if record is None:
         call.timed_out = True
+        store.commit()
+        descendants.end(pid, store.monitor_pid)
         store.commit(Message(Type.KILL, (pid, signal.SIGKILL), sequence=store.link.expect()[0]))
-    if record is None or call.timed_out:
-        text = f"the OCI runtime did not end within {timeout_s} s and was killed"
+        await exited(store, pid, KILL_TIMEOUT_S)
+        text = f"the OCI runtime {runtime} did not end within {timeout_s:g} s and was killed"
         store.log.warning(text, method=call.method)
-        raise StatusError(Code.DEADLINE_EXCEEDED, text)
+        raise Killed(Code.DEADLINE_EXCEEDED, text)
     return record.exit_status
 
 
-async def exited(store: Store, pid: int, timeout_s: float) -> Record | None:
+async def exited(
+    store: Store, pid: int, timeout_s: float, meanwhile: Callable[[], None] | None = None
+) -> Record | None:
     """The record of ``pid`` once it has exited; None at the bound."""
 
     def ended() -> bool:
         return pid in store.records and store.records[pid].exited
 
-    return store.records[pid] if await store.until(ended, timeout_s) else None
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while meanwhile is not None and loop.time() + GLANCE_S < deadline:
+        if await store.until(ended, GLANCE_S):
+            return store.records[pid]
+        meanwhile()
+    left_s = max(0, deadline - loop.time())
+    return store.records[pid] if await store.until(ended, left_s) else None
 
 
 async def track(store: Store, pid: int) -> None:
@@ -163,7 +206,7 @@ async def unmake(
         call.failure, call.failure_code = error.message, error.code
         call.token = 0
     with contextlib.suppress(StatusError, OSError):
-        await run(store, call, command.delete(container), container.bundle)
+        await run(store, call, command.delete(container), container.bundle, undoing=True)
 
 
 def raise_if_unmade(call: state_pb2.Call) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
-from pyshim.cgroups import locate, v1, v2
+from pyshim.cgroups import files, locate, v1, v2
 from pyshim.monitor.fds import memfd
 from pyshim.runtime import command
 from pyshim.service import commands, exits, start, states
@@ -43,14 +43,24 @@ async def kill(task: Task, call: state_pb2.Call) -> None:
     if request.signal > LAST_SIGNAL:
         raise StatusError(Code.UNKNOWN, f"signal {request.signal}: Invalid argument")
     everyone = request.all and not process.id
-    # What is frozen by cgroup v1 does not even die of SIGKILL; the runtime knows how to do it.
-    if everyone or (not process.id and process.status == Status.PAUSED) or call.token:
+    if everyone or (not process.id and _is_frozen(container)) or call.token:
         argv = command.kill(container, request.signal, everyone=everyone)
         await _run(task, call, container, argv, "kill")
     else:
         call.signalled = True
         await commands.kill(task.store, process.pid, request.signal)
     task.server.answer(call, b"")
+
+
+def _is_frozen(container: state_pb2.Container) -> bool:
+    """What is frozen by cgroup v1 does not even die of SIGKILL; the runtime knows how to do it.
+
+    It may be so without our having heard: its pause has hung, or somebody else did it.
+    """
+    if container.init.status == Status.PAUSED:
+        return True
+    folder = dict(container.cgroups).get("freezer", "")
+    return bool(folder) and files.text(folder, "freezer.state") in {"FREEZING", "FROZEN"}
 
 
 async def pause(task: Task, call: state_pb2.Call) -> None:

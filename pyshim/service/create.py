@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
@@ -34,7 +36,8 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     made = bool(call.failure)
     try:
         commands.raise_if_unmade(call)
-        status = await commands.outcome(store, call, spawned, container.runtime)
+        full = partial(streams.relieve, store, call, container.init)
+        status = await commands.outcome(store, call, spawned, container.runtime, meanwhile=full)
         if status:
             printed = streams.printed(store, container.init)
             text = command.failure(container, "create", status, call.log_size, printed)
@@ -46,7 +49,7 @@ async def create(task: Task, call: state_pb2.Call) -> None:
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as raised:
         error = commands.as_status(raised, "create")
-        if made:
+        if made or isinstance(raised, commands.Killed):
             await commands.unmake(store, call, container, error)
         _undo(task, call, container, error)
         return
@@ -132,8 +135,11 @@ def _write_hints(container: state_pb2.Container) -> None:
     ):
         path = os.path.join(container.bundle, name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
+        try:
+            with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise StatusError(Code.UNKNOWN, f"cannot write {path}: {error.strerror}") from error
 
 
 def _undo(
@@ -141,6 +147,9 @@ def _undo(
 ) -> None:
     if container.mounted:
         mounts.unmount_all(_rootfs(container))
+    for path in command.pid_drafts(command.pid_path(container, container.init)):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
     messages = exits.release(task.store, container.init)
     task.store.remove(container.id)
     task.server.fail(call, error, *messages)

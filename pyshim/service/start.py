@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
@@ -41,6 +43,11 @@ async def _start_init(task: Task, call: state_pb2.Call, container: state_pb2.Con
     try:
         argv = command.start(container)
         status, printed = await commands.run(task.store, call, argv, container.bundle)
+    except StatusError as error:
+        process.starting = False
+        task.server.fail(call, error)
+        exits.settle(task, container)  # it may have ended meanwhile
+        return
     finally:
         process.starting = False
     if status:
@@ -65,7 +72,8 @@ async def _launch(
     made = bool(call.failure)
     try:
         commands.raise_if_unmade(call)
-        status = await commands.outcome(store, call, spawned, container.runtime)
+        full = partial(streams.relieve, store, call, process)
+        status = await commands.outcome(store, call, spawned, container.runtime, meanwhile=full)
         if status:
             printed = streams.printed(store, process)
             text = command.failure(container, _action(process), status, call.log_size, printed)
@@ -77,6 +85,7 @@ async def _launch(
         await commands.track(store, pid)
     except (StatusError, OSError, ValueError) as raised:
         error = commands.as_status(raised, _action(process))
+        made = made or isinstance(raised, commands.Killed)
         if made and process.id:
             await commands.end(store, command.pid_path(container, process))
         elif made:
@@ -173,17 +182,19 @@ async def _begin(
 def _write_spec(container: state_pb2.Container, process: state_pb2.Process) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     path = command.exec_spec_path(container, process)
-    with open(os.open(path, flags, 0o600), "wb") as file:
-        file.write(process.spec)
+    try:
+        with open(os.open(path, flags, 0o600), "wb") as file:
+            file.write(process.spec)
+    except OSError as error:
+        raise StatusError(Code.UNKNOWN, f"cannot write {path}: {error.strerror}") from error
 
 
 def remove_files(container: state_pb2.Container, process: state_pb2.Process) -> None:
     """Removes what an exec left in the bundle for the runtime, and the runtime for us."""
     for path in (
         command.exec_spec_path(container, process),
-        command.exec_pid_path(container, process),
+        *command.pid_drafts(command.exec_pid_path(container, process)),
     ):
-        try:
+        # In a bundle that has become read-only they stay; the exec has its answer all the same.
+        with contextlib.suppress(OSError):
             os.unlink(path)
-        except FileNotFoundError:
-            continue
