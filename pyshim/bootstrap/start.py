@@ -110,11 +110,16 @@ def read_config(bundle: str) -> dict[str, Any]:
 
 
 def write_address(bundle: str, text: str) -> None:
-    """Writes the bundle's file `address`, whole or not at all."""
+    """Writes the bundle's file `address`, whole or not at all.  Raises StartError."""
     path = Path(bundle) / "address"
     draft = path.with_name(".address")
-    draft.write_text(text)
-    draft.replace(path)
+    try:
+        draft.write_text(text)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise StartError(f"cannot write {path}: {error.strerror}") from error
 
 
 # --- The socket ----------------------------------------------------------------------------------
