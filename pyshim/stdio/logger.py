@@ -19,7 +19,8 @@ from pyshim.stdio.uri import parse, scheme_of
 from pyshim.ttrpc.status import Code, StatusError
 
 SCHEMES = {"binary", "binary-v2"}
-READY_TIMEOUT_S = 30  # the Go shim's bound for all set-up of streams
+# The Go shim's bound for all set-up of streams.
+READY_TIMEOUT_S = float(os.environ.get("PYSHIM_LOGGER_READY_S", "30"))
 REPLY_TIMEOUT_S = 30
 # Together less than the ten seconds that CRI has for all of a container's end.
 END_TIMEOUT_S = 2
@@ -61,7 +62,8 @@ async def start(
         if not await _is_ready(ready) and scheme_of(process.stdout) == "binary-v2":
             raise StatusError(Code.UNKNOWN, f"{process.stdout}: ended before it was ready")
     except BaseException:
-        store.link.send(release(store, process))
+        # It has said nothing: nobody knows whether it would ever hear SIGTERM.
+        store.link.send(release(store, process, signal.SIGKILL))
         raise
     finally:
         for fd in (ready, null, pipes[0][0], pipes[1][0], report):
@@ -103,7 +105,7 @@ async def _is_ready(ready: int) -> bool:
     try:
         await asyncio.wait_for(came.wait(), READY_TIMEOUT_S)
     except asyncio.TimeoutError:
-        text = f"the logging binary was not ready within {READY_TIMEOUT_S} s"
+        text = f"the logging binary was not ready within {READY_TIMEOUT_S:g} s"
         raise StatusError(Code.DEADLINE_EXCEEDED, text) from None
     finally:
         loop.remove_reader(ready)
@@ -129,15 +131,20 @@ async def ended(store: Store, process: state_pb2.Process) -> None:
             return
 
 
-def release(store: Store, process: state_pb2.Process) -> list[Message]:
-    """The messages that end what is left of the binary and forget it; clears it in the state."""
+def release(
+    store: Store, process: state_pb2.Process, number: int = signal.SIGTERM
+) -> list[Message]:
+    """The messages that end what is left of the binary, by the signal ``number``, and forget it.
+
+    Clears it in the state.
+    """
     pid = store.commands.pop(process.logger_token, 0) if process.logger_token else 0
     process.logger_token = 0
     if not pid:
         return []
     record = store.records.pop(pid, None)
     over = record is not None and record.exited
-    messages = [] if over else [_kill(store, pid, signal.SIGTERM)]
+    messages = [] if over else [_kill(store, pid, number)]
     return [*messages, Message(Type.FORGET, (pid, 0))]
 
 
