@@ -1,0 +1,106 @@
+"""docs/bounds.md lists every wait in the code, and no other; with the bounds that the code has."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/bounds.md"
+PACKAGES = ("pyshim", "pyinit", "portproxy")
+CONSTANT = re.compile(r"[A-Z][A-Z_]*_(?:S|MS)")
+# A C enumeration's line.
+DECLARED = re.compile(r"^ +([A-Z][A-Z_]*_(?:S|MS)) = (\d+)", re.MULTILINE)
+# Whatever is called so may wait.
+WAITS = set(
+    "wait wait_for until poll select sleep settimeout call_later communicate waitpid epoll_wait "
+    "epoll_pwait sigtimedwait subprocess.run SYS_wait4 SYS_rt_sigtimedwait".split()
+)
+# Of those, what does not wait: a question that is answered at once.
+AT_ONCE = re.compile(r"WNOHANG|at_once|select\.poll\(\)|\.poll\(0?\)|, 1, 0\)|sleep\(0\)")
+ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+
+
+def sources() -> list[Path]:
+    """Our Python, the native programs' included."""
+    found = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
+    return [path for path in found if not path.name.endswith("_pb2.py")]
+
+
+def constants() -> dict[str, float]:
+    """Every module's constant that is a time, by file and name."""
+    found: dict[str, float] = {}
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                if CONSTANT.fullmatch(name) and (value := number(node.value)) is not None:
+                    found[f"{path.relative_to(ROOT)} {name}"] = value
+    for name in PACKAGES:
+        for path in sorted((ROOT / name).rglob("*.pxd")):
+            for constant, value in DECLARED.findall(path.read_text()):
+                found[f"{path.relative_to(ROOT)} {constant}"] = float(value)
+    return found
+
+
+def number(node: ast.expr) -> float | None:
+    """A literal, or what ``float(os.environ.get(name, "1"))`` is by default."""
+    literals = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+    if isinstance(node, ast.Call | ast.Constant):
+        return float(literals[-1])
+    return None
+
+
+def waits() -> set[str]:
+    """Every call that waits and names no such constant, by file, function and callee."""
+    found: set[str] = set()
+    for path in sources():
+        look(ast.parse(path.read_text()), str(path.relative_to(ROOT)), [], found)
+    return found
+
+
+def look(node: ast.AST, path: str, inside: list[str], found: set[str]) -> None:
+    """Adds the waits below ``node``, which is in the functions and classes ``inside``.
+
+    What is waited for in the arguments of a wait has that one's bound.
+    """
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        inside = [*inside, node.name]
+    if isinstance(node, ast.Call) and (name := callee(node)) in WAITS:
+        text = ast.unparse(node)
+        if not AT_ONCE.search(text) and not CONSTANT.search(text):
+            found.add(f"{path} {'.'.join(inside)} {name}")
+        return
+    for child in ast.iter_child_nodes(node):
+        look(child, path, inside, found)
+
+
+def callee(node: ast.Call) -> str:
+    """What is called; of a system call that the code makes itself, its number's name."""
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    if name == "kernel_call":
+        return getattr(node.args[0], "id", "")
+    return "subprocess.run" if ast.unparse(node.func) == "subprocess.run" else name
+
+
+def listed() -> dict[str, str]:
+    """The page's rows: what is waited at, and the bound."""
+    rows = ROW.findall(PAGE.read_text())
+    names = [name for name, _, _ in rows]
+    assert len(names) == len(set(names)), "a row is there twice"
+    return {name: bound.strip() for name, bound, _ in rows}
+
+
+def in_words(name: str, value: float) -> str:
+    """A bound as the page has it."""
+    return f"{value:.10g} {'ms' if name.endswith('_MS') else 's'}"
+
+
+def test_every_bound_is_listed_with_its_value() -> None:
+    of_constants = {row: bound for row, bound in listed().items() if CONSTANT.search(row)}
+    assert of_constants == {name: in_words(name, value) for name, value in constants().items()}
+
+
+def test_every_other_wait_is_listed() -> None:
+    assert {row for row in listed() if not CONSTANT.search(row)} == waits()
