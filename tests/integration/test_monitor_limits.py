@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import resource
@@ -236,7 +237,8 @@ def test_a_transaction_without_its_descriptors_ends_the_service(monitor: Monitor
     service.send(Message(Type.STATE, fds=(later,)))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     os.kill(pid, signal.SIGCONT)
-    assert service.channel.recv(1) == b""
+    with contextlib.suppress(ConnectionResetError):  # for it has not read all that was sent
+        assert service.channel.recv(1) == b""
     service.close()
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     dump = monitor.activated().hello()
