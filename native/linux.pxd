@@ -246,8 +246,10 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<sys/stat.h>" nogil:
     ctypedef struct stat_mode_t "struct stat":
         unsigned int st_mode
+        unsigned int st_uid
     int fstat_mode "fstat"(int fd, stat_mode_t* about)
     bint S_ISFIFO(unsigned int mode)
+    unsigned int umask(unsigned int mode)
 
 cdef extern from "<poll.h>" nogil:
     enum: POLLOUT

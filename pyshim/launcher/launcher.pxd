@@ -24,6 +24,7 @@ cdef enum:
     CHILD_END_TIMEOUT_MS = 500
     ZYGOTE_RETRY_MS = 5
     CONNECT_TIMEOUT_S = 1
+    WRITABLE_BY_ALL = 2
     LAST_CLOSED_FD = 65536  # where the kernel has no close_range
 
     # monitor/protocol.md, "The zygote's socket"

@@ -35,6 +35,7 @@ from cython.cimports.linux import (
     MSG_NOSIGNAL,
     O_CLOEXEC,
     O_DIRECTORY,
+    O_NONBLOCK,
     O_PATH,
     O_RDONLY,
     O_RDWR,
@@ -75,6 +76,7 @@ from cython.cimports.linux import (
     fcntl,
     fork,
     fstat,
+    fstat_mode,
     getcwd,
     getenv,
     geteuid,
@@ -104,6 +106,7 @@ from cython.cimports.linux import (
     sockaddr,
     sockaddr_un,
     socket,
+    stat_mode_t,
     stat_t,
     strcmp,
     strerror,
@@ -137,6 +140,7 @@ def program_main(argc, argv):
         say(b"/etc/pyshim/interpreter or in ")
         say(run_folder)
         say(b"/interpreter; write the path of the one that has pyshim into the second of these")
+        say(b" (a file that others may write does not count)")
         return fail()
     if find_socket_path():
         begin_by = now_ms() + BEGIN_TIMEOUT_MS
@@ -228,11 +232,20 @@ def find_beside_program():
 
 
 def read_interpreter_file(path):
-    """Takes the first line of ``path``; false when there is none."""
+    """Takes the first line of ``path``; false when there is none, or somebody else may write it."""
+    about: stat_mode_t
     length: cython.ssize_t
     at: cython.ssize_t = 0
-    fd: cython.int = open(path, O_RDONLY | O_CLOEXEC)
+    fd: cython.int = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
     if fd < 0:
+        return False
+    # Who can write it chooses what we execute.
+    if (
+        fstat_mode(fd, cython.address(about)) != 0
+        or (about.st_uid != 0 and about.st_uid != geteuid())
+        or about.st_mode & WRITABLE_BY_ALL
+    ):
+        close(fd)
         return False
     length = read(fd, interpreter, PATH_BYTES - 1)
     close(fd)
@@ -528,7 +541,7 @@ def receive(zygote, fds):
         size = recvmsg(zygote, cython.address(message), MSG_CMSG_CLOEXEC)
         if size >= 0 or errno != EINTR:
             break
-    if size < HEADER_BYTES:
+    if size < 0:
         return 0
     head = CMSG_FIRSTHDR(cython.address(message))
     while head != cython.NULL:
@@ -536,7 +549,7 @@ def receive(zygote, fds):
             count = head.cmsg_len - CMSG_LEN(0)
             memcpy(fds, CMSG_DATA(head), count)
         head = CMSG_NXTHDR(cython.address(message), head)
-    if answer.magic != MAGIC:
+    if size < HEADER_BYTES or answer.magic != MAGIC:
         close_all(fds, MONITOR_FDS)
         return 0
     return size

@@ -88,6 +88,7 @@ cdef enum:
     PAGE_BYTES = 4096
     FREE_RETRIES = 3
     EXIT_USAGE = 2
+    UMASK = 18  # 022
 
     ZYGOTE_HELLO_MS = 5000
     DIRECT_HELLO_MS = 60000
@@ -379,6 +380,7 @@ cdef void pump_always_ready() noexcept nogil
 
 cdef void activate() noexcept nogil
 cdef bint ask_zygote(int fd) noexcept nogil
+cdef bint is_ours(int connection) noexcept nogil
 cdef bint send_to_zygote(int connection, int fd) noexcept nogil
 cdef void start_directly() noexcept nogil
 cdef int open_channel() noexcept nogil

@@ -183,6 +183,7 @@ from cython.cimports.linux import (
     syscall,
     timespec,
     ucred,
+    umask,
     vfork,
     waitid,
     waitpid,
@@ -252,6 +253,8 @@ def set_up():
     own_pid = getpid()
     next_accepted_tag = FIRST_ACCEPTED_TAG
     raise_limit()
+    # Whatever our starter's is, nobody else shall write what the runtime leaves in the bundle.
+    umask(UMASK)
     for number in range(1, 32):
         signal(number, SIG_DFL)
     signal(SIGPIPE, SIG_IGN)
@@ -1632,8 +1635,6 @@ def activate():
 def ask_zygote(fd):
     """Sends the service's end of the channel to the zygote; never waits for it."""
     where: sockaddr_un
-    peer: ucred
-    size: cython.uint = cython.sizeof(peer)
     sent: cython.bint = False
     connection: cython.int = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
     if connection < 0:
@@ -1641,23 +1642,27 @@ def ask_zygote(fd):
     memset(cython.address(where), 0, cython.sizeof(where))
     where.sun_family = AF_UNIX
     memcpy(where.sun_path, zygote_path, strlen(zygote_path))
-    if (
-        connect(
-            connection,
-            cython.cast(cython.pointer(sockaddr), cython.address(where)),
-            cython.sizeof(where),
-        )
-        == 0
-        # Whoever listens there gets the state and all that is held.
-        and getsockopt(
-            connection, SOL_SOCKET, SO_PEERCRED, cython.address(peer), cython.address(size)
-        )
-        == 0
-        and peer.uid == geteuid()
-    ):
+    if connect(
+        connection,
+        cython.cast(cython.pointer(sockaddr), cython.address(where)),
+        cython.sizeof(where),
+    ) == 0 and is_ours(connection):
         sent = send_to_zygote(connection, fd)
     close(connection)  # what was sent is still there to be read
     return sent
+
+
+def is_ours(connection):
+    """Whether the other end is of our user: it would get all that we hold, and tell us what to run.
+
+    A socket's mode does not say who bound it, where others may write into its folder.
+    """
+    peer: ucred
+    size: cython.uint = cython.sizeof(peer)
+    found: cython.int = getsockopt(
+        connection, SOL_SOCKET, SO_PEERCRED, cython.address(peer), cython.address(size)
+    )
+    return found == 0 and peer.uid == geteuid()
 
 
 def send_to_zygote(connection, fd):

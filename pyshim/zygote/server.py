@@ -16,6 +16,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -60,7 +61,8 @@ def run(path: str, *, detach: bool) -> int:
     os.umask(UMASK)
     folder = Path(path).parent
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    check_folder(folder)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     if not take_lock(lock, path):
         return 0
     if detach:
@@ -108,6 +110,18 @@ def few_descriptors() -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises PermissionError where another user may put something in our files' place."""
+    about = folder.stat()
+    if about.st_uid != os.geteuid():
+        problem = f"{folder} belongs to uid {about.st_uid}; remove it, or name another folder"
+    elif about.st_mode & stat.S_IWOTH:
+        problem = f"everybody may write into {folder}; make it mode 0700"
+    else:
+        return
+    raise PermissionError(errno.EPERM, f"{problem} (PYSHIM_RUNTIME_DIR)")
 
 
 def may_raise_limits() -> bool:
