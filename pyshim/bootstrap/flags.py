@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyshim.names import MAX_SHOWN_CHARS, is_name
+
 TEXTS = ("namespace", "id", "address", "publish-binary", "bundle", "socket", "debug-socket")
 SWITCHES = {
     "debug": "debug",
@@ -98,5 +100,6 @@ def check(flags: Flags, rest: Sequence[str]) -> None:
     for name, value in (("namespace", flags.namespace), ("id", flags.id)):
         if not value:
             raise FlagError(f"-{name} is missing; give it before {flags.action}, or see -h")
-        if "/" in value or "\0" in value or value in {".", ".."}:
-            raise FlagError(f"-{name} {value!r} is no valid name; it must not be a path")
+        if not is_name(value):
+            shown = value[:MAX_SHOWN_CHARS]
+            raise FlagError(f"-{name} {shown!r} is no valid name; it must not be a path")

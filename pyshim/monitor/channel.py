@@ -113,6 +113,10 @@ class ChannelError(Exception):
     """A datagram that does not follow protocol.md."""
 
 
+class ProgramError(ChannelError):
+    """A program that cannot be described to the kernel."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One message: its body's integers in the order of protocol.md, and what follows it.
@@ -185,9 +189,12 @@ def decode(data: bytes, fds: Sequence[int]) -> list[Message]:
 
 
 def encode_program(cwd: str, argv: Sequence[str], env: dict[str, str]) -> bytes:
-    """The content of the memfd that describes a program to SPAWN."""
-    strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
-    encoded = [os_encode(string) for string in strings]
+    """The content of the memfd that describes a program to SPAWN.
+
+    Raises ProgramError for an embedded NUL, which tells of a variable no more than its name.
+    """
+    encoded = [os_encode(text, text) for text in (cwd, *argv)]
+    encoded += [os_encode(f"{name}={value}", name) for name, value in env.items()]
     return struct.pack("<II", len(argv), len(env)) + b"".join(s + b"\0" for s in encoded)
 
 
@@ -203,9 +210,12 @@ def decode_program(data: bytes) -> tuple[str, list[str], dict[str, str]]:
     return strings[0], strings[1 : 1 + argc], {name: value for name, _, value in pairs}
 
 
-def os_encode(text: str) -> bytes:
-    """``text`` as the bytes that a system call takes; raises ChannelError on an embedded NUL."""
+def os_encode(text: str, shown: str) -> bytes:
+    """``text`` as the bytes that a system call takes.
+
+    Raises ProgramError on an embedded NUL, with ``shown`` for what it is about.
+    """
     encoded = text.encode("utf-8", "surrogateescape")
     if b"\0" in encoded:
-        raise ChannelError(f"{text[:80]!r} holds a NUL byte")
+        raise ProgramError(f"{shown[:80]!r} holds a NUL byte")
     return encoded

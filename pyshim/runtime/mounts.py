@@ -73,6 +73,8 @@ def mount_all(mounts: Sequence[Mount], rootfs: str) -> None:
     undone what it did.
     """
     os.makedirs(rootfs, mode=0o711, exist_ok=True)
+    if os.path.islink(rootfs):
+        raise OSError(errno.ELOOP, "is a symlink, and must be a folder of the bundle", rootfs)
     try:
         for mount in mounts:
             mount_one(mount, inside(rootfs, mount.target))
@@ -154,8 +156,10 @@ def unmount_all(rootfs: str) -> None:
     for _ in range(MAX_STACKED_MOUNTS):
         if not _detach(rootfs):
             break
+    # The kernel's names of them have no symlink and no "..".
+    real = posixpath.join(os.path.realpath(posixpath.dirname(rootfs)), posixpath.basename(rootfs))
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for point in reversed(points_inside(file.read(), rootfs)):
+        for point in reversed(points_inside(file.read(), real)):
             _detach(point)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pyshim.api import state_pb2, task_pb2
 from pyshim.runtime import command, options
-from pyshim.service import commands, states
+from pyshim.service import commands, requests, states
 from pyshim.ttrpc.status import Code, StatusError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ async def checkpoint(task: Task, call: state_pb2.Call) -> None:
 
     A failure has the text of the Go shim, and says where criu's log is.
     """
-    request = task_pb2.CheckpointTaskRequest.FromString(call.payload)
+    request = requests.decode(task_pb2.CheckpointTaskRequest, call)
     container = task.container(request.id)
     chosen = options.decode_checkpoint(request.options)
     images = request.path or chosen.image_path

@@ -9,7 +9,7 @@ from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import files, locate, v1, v2
 from pyshim.monitor.fds import memfd
 from pyshim.runtime import command
-from pyshim.service import commands, exits, start, states
+from pyshim.service import commands, exits, requests, start, states
 from pyshim.service.states import Status
 from pyshim.stdio.streams import Streams
 from pyshim.ttrpc.status import Code, StatusError
@@ -33,7 +33,7 @@ async def kill(task: Task, call: state_pb2.Call) -> None:
         # no error.
         task.server.answer(call, b"")
         return
-    request = task_pb2.KillRequest.FromString(call.payload)
+    request = requests.decode(task_pb2.KillRequest, call)
     container = task.container(request.id)
     if request.exec_id:
         await start.settled(task, container, request.exec_id)
@@ -65,7 +65,7 @@ def _is_frozen(container: state_pb2.Container) -> bool:
 
 async def pause(task: Task, call: state_pb2.Call) -> None:
     """The call Pause."""
-    container = task.container(task_pb2.PauseRequest.FromString(call.payload).id)
+    container = task.container(requests.decode(task_pb2.PauseRequest, call).id)
     await _change(task, call, container, "pause", command.pause(container))
     event = events_pb2.TaskPaused(container_id=container.id)
     task.publisher.queue("/tasks/paused", event)
@@ -80,7 +80,7 @@ def is_pausing(task: Task, name: str) -> bool:
 
 async def resume(task: Task, call: state_pb2.Call) -> None:
     """The call Resume."""
-    container = task.container(task_pb2.ResumeRequest.FromString(call.payload).id)
+    container = task.container(requests.decode(task_pb2.ResumeRequest, call).id)
     await _change(task, call, container, "resume", command.resume(container))
     event = events_pb2.TaskResumed(container_id=container.id)
     task.publisher.queue("/tasks/resumed", event)
@@ -89,7 +89,7 @@ async def resume(task: Task, call: state_pb2.Call) -> None:
 
 async def update(task: Task, call: state_pb2.Call) -> None:
     """The call Update: the resources are the runtime-spec's LinuxResources as JSON."""
-    request = task_pb2.UpdateTaskRequest.FromString(call.payload)
+    request = requests.decode(task_pb2.UpdateTaskRequest, call)
     container = task.container(request.id)
     streams = Streams()
     if not call.token:
@@ -101,7 +101,7 @@ async def update(task: Task, call: state_pb2.Call) -> None:
 
 async def stats(task: Task, call: state_pb2.Call) -> None:
     """The call Stats: the metrics of the container's control group."""
-    container = task.container(task_pb2.StatsRequest.FromString(call.payload).id)
+    container = task.container(requests.decode(task_pb2.StatsRequest, call).id)
     groups = dict(container.cgroups)
     if not groups or exits.over(task.store, container):
         raise StatusError(Code.NOT_FOUND, "cgroup does not exist")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
+from pyshim.names import MAX_SHOWN_CHARS, is_name
 from pyshim.runtime import command, mounts, options
-from pyshim.service import commands, exits, oom, states
+from pyshim.service import commands, exits, oom, requests, states
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -25,7 +26,9 @@ async def create(task: Task, call: state_pb2.Call) -> None:
     A failure has the text of the Go shim and leaves no mount, stream or record.
     """
     store = task.store
-    request = task_pb2.CreateTaskRequest.FromString(call.payload)
+    request = requests.decode(task_pb2.CreateTaskRequest, call)
+    if not call.token:
+        _check_names(request)
     if request.checkpoint:
         _create_restorable(task, call, request)
         return
@@ -111,6 +114,17 @@ def _create_restorable(
     task.server.answer(call, task_pb2.CreateTaskResponse().SerializeToString())
 
 
+def _check_names(request: task_pb2.CreateTaskRequest) -> None:
+    """What files are named after must not lead anywhere else.  Raises StatusError."""
+    if not is_name(request.id):
+        text = f"{request.id[:MAX_SHOWN_CHARS]!r} cannot be a container id"
+        raise StatusError(Code.INVALID_ARGUMENT, text)
+    bundle = request.bundle
+    if not bundle.startswith("/"):
+        text = f"bundle {bundle[:MAX_SHOWN_CHARS]!r}: give the absolute path of a folder"
+        raise StatusError(Code.INVALID_ARGUMENT, text)
+
+
 def _check_new(task: Task, name: str) -> None:
     if name in task.store.state.containers or name in task.beginning:
         raise StatusError(Code.ALREADY_EXISTS, f"container {name!r} already exists")
@@ -134,7 +148,7 @@ def _write_hints(container: state_pb2.Container) -> None:
         ("options.json", json.dumps({"root": os.path.dirname(container.root)})),
     ):
         path = os.path.join(container.bundle, name)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
                 file.write(text)
@@ -188,7 +202,9 @@ def _read_config(container: state_pb2.Container) -> None:
     path = os.path.join(container.bundle, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
-            linux = json.load(file).get("linux") or {}
+            config = json.load(file)
+        requests.check_environment(config.get("process") or {})
+        linux = config.get("linux") or {}
         spaces = linux.get("namespaces") or []
         container.private_pids = any(s.get("type") == "pid" and not s.get("path") for s in spaces)
         container.io_uid = container.io_uid or _root_of(linux.get("uidMappings") or [])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.monitor.channel import Message
 from pyshim.runtime import command, mounts
-from pyshim.service import commands, exits, oom, start, states
+from pyshim.service import commands, exits, oom, requests, start, states
 from pyshim.service.states import Status
 from pyshim.stdio import logger
 from pyshim.ttrpc.status import Code, StatusError
@@ -26,7 +26,7 @@ async def delete(task: Task, call: state_pb2.Call) -> None:
     It may be repeated: after a failure it goes on, after a success it has the same answer, where
     the Go shim says NOT_FOUND to a client that did not hear the first.
     """
-    request = task_pb2.DeleteRequest.FromString(call.payload)
+    request = requests.decode(task_pb2.DeleteRequest, call)
     if _answered_before(task, call, request):
         return
     container = task.container(request.id)

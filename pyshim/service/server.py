@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from google.protobuf.message import DecodeError
 
 from pyshim.api import state_pb2
-from pyshim.monitor.channel import Message, Type
+from pyshim.monitor.channel import Message, ProgramError, Type
 from pyshim.service.store import Store
 from pyshim.ttrpc import codec, framing
 from pyshim.ttrpc.status import Code, StatusError, text_of
@@ -172,6 +172,8 @@ class Server:
         except DecodeError:
             text = f"{call.method}: the payload is no such request"
             self.fail(call, StatusError(Code.INVALID_ARGUMENT, text))
+        except ProgramError as error:
+            self.fail(call, StatusError(Code.INVALID_ARGUMENT, f"{call.method}: {error}"))
         except OSError as error:
             self.fail(call, StatusError(Code.UNKNOWN, text_of(error)))
         except Exception as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
 from pyshim.runtime import command
-from pyshim.service import commands, exits, oom, states
+from pyshim.service import commands, exits, oom, requests, states
 from pyshim.service.states import Status
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
@@ -24,7 +24,7 @@ SETTLED_TIMEOUT_S = commands.COMMAND_TIMEOUT_S + 10
 
 async def start(task: Task, call: state_pb2.Call) -> None:
     """The call Start.  A failure has the text of the Go shim."""
-    request = task_pb2.StartRequest.FromString(call.payload)
+    request = requests.decode(task_pb2.StartRequest, call)
     container = task.container(request.id)
     process = task.process(request.id, request.exec_id)
     if request.exec_id or process.status == Status.RESTORABLE:
@@ -180,7 +180,7 @@ async def _begin(
 
 
 def _write_spec(container: state_pb2.Container, process: state_pb2.Process) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     path = command.exec_spec_path(container, process)
     try:
         with open(os.open(path, flags, 0o600), "wb") as file:

@@ -18,7 +18,8 @@ from pyshim.api import events_pb2, options_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
 from pyshim.events.publisher import Publisher
 from pyshim.monitor.channel import Message
-from pyshim.service import control, exits, states
+from pyshim.names import MAX_SHOWN_CHARS, is_name
+from pyshim.service import control, exits, requests, states
 from pyshim.service.checkpoint import checkpoint
 from pyshim.service.create import create
 from pyshim.service.delete import delete
@@ -96,16 +97,18 @@ class Task:
 
     async def exec(self, call: state_pb2.Call) -> None:
         """Registers an exec; Start runs it."""
-        request = task_pb2.ExecProcessRequest.FromString(call.payload)
+        request = requests.decode(task_pb2.ExecProcessRequest, call)
         container = self.container(request.id)
         states.check(container.init, "exec")
         if request.exec_id in container.execs:
             raise StatusError(Code.ALREADY_EXISTS, f"id {request.exec_id}: already exists")
-        if not request.exec_id or "/" in request.exec_id or "\0" in request.exec_id:
-            raise StatusError(Code.INVALID_ARGUMENT, f"{request.exec_id!r} cannot be an exec id")
+        if not is_name(request.exec_id):
+            text = f"{request.exec_id[:MAX_SHOWN_CHARS]!r} cannot be an exec id"
+            raise StatusError(Code.INVALID_ARGUMENT, text)
         try:
             spec = json.loads(request.spec.value)
             spec["terminal"] = request.terminal
+            requests.check_environment(spec)
         except (ValueError, TypeError, RecursionError) as error:
             text = f"exec {request.exec_id}: the process spec is not JSON: {error}"
             raise StatusError(Code.INVALID_ARGUMENT, text) from error
@@ -123,7 +126,7 @@ class Task:
 
     async def state(self, call: state_pb2.Call) -> None:
         """What is known of a process."""
-        request = task_pb2.StateRequest.FromString(call.payload)
+        request = requests.decode(task_pb2.StateRequest, call)
         process = self.process(request.id, request.exec_id)
         container = self.container(request.id)
         pausing = control.is_pausing(self, request.id)
@@ -146,7 +149,7 @@ class Task:
 
     async def wait(self, call: state_pb2.Call) -> None:
         """Answers now if the process has exited; else whoever serves when it does."""
-        request = task_pb2.WaitRequest.FromString(call.payload)
+        request = requests.decode(task_pb2.WaitRequest, call)
         process = self.process(request.id, request.exec_id)
         if process.status == Status.STOPPED or process.failed:
             exits.answer_waits(self, request.id, process)
@@ -156,7 +159,7 @@ class Task:
 
         containerd 1.7 and later take a container without pids for leaked (spec trap 12).
         """
-        request = task_pb2.PidsRequest.FromString(call.payload)
+        request = requests.decode(task_pb2.PidsRequest, call)
         container = self.container(request.id)
         found = locate.pids(dict(container.cgroups)) or [container.init.pid]
         execs = {process.pid: process.id for process in container.execs.values()}
@@ -171,7 +174,7 @@ class Task:
 
     async def connect(self, call: state_pb2.Call) -> None:
         """Who we are; asked for when containerd comes back."""
-        request = task_pb2.ConnectRequest.FromString(call.payload)
+        request = requests.decode(task_pb2.ConnectRequest, call)
         known = self.store.state.containers.get(request.id)
         pid = known.init.pid if known is not None else 0
         reply = task_pb2.ConnectResponse(shim_pid=self.store.monitor_pid, task_pid=pid)
@@ -179,7 +182,7 @@ class Task:
 
     async def close_io(self, call: state_pb2.Call) -> None:
         """Lets stdin end once the client has closed it too."""
-        request = task_pb2.CloseIORequest.FromString(call.payload)
+        request = requests.decode(task_pb2.CloseIORequest, call)
         process = self.process(request.id, request.exec_id)
         messages: list[Message] = []
         if request.stdin and process.keeper_tag:
@@ -189,7 +192,7 @@ class Task:
 
     async def resize(self, call: state_pb2.Call) -> None:
         """Sets the terminal's size; without a terminal there is nothing to do."""
-        request = task_pb2.ResizePtyRequest.FromString(call.payload)
+        request = requests.decode(task_pb2.ResizePtyRequest, call)
         process = self.process(request.id, request.exec_id)
         if process.id:
             states.check(process, "resize")

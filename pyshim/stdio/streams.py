@@ -33,6 +33,8 @@ READER_TIMEOUT_S = 30
 READER_POLL_S = 0.005
 MAX_PRINTED_BYTES = 4096
 F_GETPIPE_SZ = 1032  # fcntl(2)
+# Nobody may make us wait, or give us a terminal.
+OPENED = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @dataclass
@@ -185,10 +187,10 @@ def printed(store: Store, process: state_pb2.Process) -> str:
 def add_stdin(store: Store, process: state_pb2.Process, streams: Streams, target: int) -> None:
     """A relay from the stdin fifo or file to ``target``.  Changes ``process``.  Raises OSError."""
     path = fifo_path(process.stdin)
-    source = streams.own(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    source = streams.own(handle(path))
     process.stdin_relay = store.new_relay()
     if not is_fifo(source):
-        source = streams.own(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        source = streams.own(opened(source, os.O_RDONLY, path))
         fields = (process.stdin_relay, int(RelayFlag.STDIN))
         streams.messages.append(Message(Type.RELAY, fields, (source, target)))
         return
@@ -216,17 +218,49 @@ async def open_output(
 
 def _open(uri: str, streams: Streams) -> tuple[int, int]:
     path = fifo_path(uri)
-    if scheme_of(uri) == "file":
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        create = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        target = streams.own(os.open(path, create, 0o644))
-    else:
-        target = streams.own(os.open(path, os.O_PATH | os.O_CLOEXEC))
+    target = streams.own(log_file(path) if scheme_of(uri) == "file" else handle(path))
     if is_fifo(target):
         return target, int(RelayFlag.OPEN_DESTINATION)
     if scheme_of(uri) != "file":
-        target = streams.own(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+        target = streams.own(opened(target, os.O_WRONLY | os.O_APPEND, path))
     return target, 0
+
+
+def log_file(path: str) -> int:
+    """The file of a file:// URI, which is made when it is not there; as in the Go shim a symlink
+    leads to it.  Of a fifo that nobody reads, which would make us wait, an O_PATH descriptor.
+
+    Raises OSError.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | OPENED
+    try:
+        return os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
+def handle(path: str) -> int:
+    """An O_PATH descriptor of ``path``, by which to look at it and to open it.
+
+    What is looked at is what is opened, whoever changes the path meanwhile.  And whoever owns the
+    folder of a fifo must not have us open another file by a symlink in its place.  Raises OSError.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if stat.S_ISLNK(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ELOOP, "is a symlink; give the fifo or file itself", path)
+    return fd
+
+
+def opened(fd: int, flags: int, path: str) -> int:
+    """What the O_PATH descriptor ``fd`` of ``path`` stands for, opened.  Raises OSError."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags | OPENED)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 async def await_reader(store: Store, call: state_pb2.Call, fifo: int, path: str) -> None:

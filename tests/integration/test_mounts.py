@@ -86,6 +86,17 @@ def test_several_mounts_one_in_the_other(tmp_path: Path, rootfs: Path) -> None:
     assert mounts_below(tmp_path) == []
 
 
+def test_mounts_are_found_by_another_name_of_the_bundle(tmp_path: Path, rootfs: Path) -> None:
+    source = folder_with(tmp_path / "source", "file")
+    inner = rootfs / "inner"
+    inner.mkdir(parents=True)
+    mounts.mount_all([bound(source, target="/inner")], str(rootfs))
+    link = tmp_path / "link"
+    link.symlink_to(rootfs.parent)
+    mounts.unmount_all(f"{link}/../bundle/rootfs")
+    assert mounts_below(tmp_path) == []
+
+
 def test_a_target_does_not_lead_out(tmp_path: Path, rootfs: Path) -> None:
     source = folder_with(tmp_path / "source", "file")
     (rootfs / "up").mkdir(parents=True)
