@@ -35,6 +35,7 @@ UNUSED_S = float(os.environ.get("PYSHIM_UNUSED_S", "60"))
 DUMP_TIMEOUT_S = 10
 QUIT_GRACE_S = 3
 SHARED_IDLE_S = 10
+LATEST_ALARM_MS = 2**32 - 1  # what an ALARM can say; after so long there is another
 FIRST_ACCEPTED_TAG = 2**31
 LISTENER_TAG = 1
 CLONE_NEWNS = 0x00020000
@@ -261,7 +262,7 @@ class Activation:
         seen = self.store.link.events_seen
         bounds = (self.publisher.retry_ms(), self.server.next_expiry_ms(), self._unused_ms())
         due = [ms for ms in bounds if ms]
-        messages = [Message(Type.ALARM, (min(due, default=0), 0))]
+        messages = [Message(Type.ALARM, (min(*due, LATEST_ALARM_MS) if due else 0, 0))]
         messages.append(Message(Type.PARK, (seen,), sequence=sequence))
         self.store.link.send(messages)
         error, _ = await asyncio.wait_for(reply, DUMP_TIMEOUT_S)

@@ -12,6 +12,8 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
 from pyshim.monitor.channel import Message, Type
@@ -98,7 +100,10 @@ def answer_waits(task: Task, container: str, process: state_pb2.Process) -> None
         reply.exited_at.seconds = process.exited_seconds
         reply.exited_at.nanos = process.exited_nanos
     for call in [call for call in task.store.state.calls if call.method == "Wait"]:
-        request = task_pb2.WaitRequest.FromString(call.payload)
+        try:
+            request = task_pb2.WaitRequest.FromString(call.payload)
+        except DecodeError:
+            continue  # it will be told; nobody else may suffer from it
         if (request.id, request.exec_id) == (container, process.id):
             task.server.answer(call, reply.SerializeToString())
 

@@ -24,6 +24,7 @@ from pyshim.ttrpc.status import Code, StatusError, text_of
 # Enough for any request but a large exec; a larger one arrives in several peeks.
 PEEK_BYTES = 64 * 1024
 REQUEST = 1
+NEVER_NS = 2**63 - 1  # the last moment that the state can hold
 
 Handler = Callable[[state_pb2.Call], Awaitable[None]]
 
@@ -114,17 +115,20 @@ class Server:
         if frame.stream % 2 == 0:
             raise StatusError(Code.INVALID_ARGUMENT, f"stream id {frame.stream} must be odd")
         request = codec.decode_request(frame.payload)
-        deadline = time.time_ns() + request.timeout_nano if request.timeout_nano else 0
+        deadline = min(time.time_ns() + request.timeout_nano, NEVER_NS)
         namespaces = (m.value for m in request.metadata if m.key == "containerd-namespace-ttrpc")
-        return self.store.state.calls.add(
+        # Added when it is whole: half of one would stay in the state.
+        call = state_pb2.Call(
             tag=tag,
             stream=frame.stream,
             service=request.service,
             method=request.method,
             payload=request.payload,
-            deadline_ns=deadline,
+            deadline_ns=deadline if request.timeout_nano else 0,
             namespace=next(namespaces, ""),
         )
+        self.store.state.calls.append(call)
+        return self.store.state.calls[-1]
 
     def _remember(self, tag: int, reader: framing.FrameReader) -> None:
         connections = self.store.state.connections
