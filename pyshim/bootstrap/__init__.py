@@ -19,6 +19,7 @@ MAX_LINE_CHARS = 4096
 
 def main(argv: Sequence[str]) -> int:
     """Obeys ``argv`` (without the program's name), prints the answer, returns the exit code."""
+    os.umask(0o022)  # as in a child of the zygote, whatever our starter's is
     code, text = answer(argv, None, "")
     write(2 if code else 1, text)
     return code

@@ -113,8 +113,10 @@ def write_address(bundle: str, text: str) -> None:
     """Writes the bundle's file `address`, whole or not at all.  Raises StartError."""
     path = Path(bundle) / "address"
     draft = path.with_name(".address")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        draft.write_text(text)
+        with open(os.open(draft, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
         draft.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
