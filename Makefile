@@ -12,7 +12,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 MINUTES ?= 10
 SEED ?= 1
 
-.PHONY: demo test compat soak lint wheels bench setup clean
+.PHONY: demo test compat soak fuzz lint wheels bench setup clean
 
 setup: $(VENV)/.installed
 
@@ -59,6 +59,10 @@ compat: setup $(VENV)/.test-packages
 # Churn and faults at random; at the end nothing may be lost or left over.
 soak: setup $(VENV)/.test-packages
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
+
+# The fuzzers of the native decoders; what they find lies in build/fuzz/found.
+fuzz: setup $(VENV)/.test-packages
+	$(BIN)/python -m tests.fuzz.run $(or $(SECONDS),600)
 
 wheels: setup
 	for arch in x86_64 aarch64; do \
