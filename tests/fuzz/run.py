@@ -54,6 +54,7 @@ def fuzz(target: Target, fuzzer: Path, seconds: int, grown: Path, artifacts: Pat
     done = subprocess.run(
         command,
         env={},
+        cwd=artifacts,
         capture_output=True,
         check=False,
         text=True,
@@ -69,7 +70,12 @@ def keep(target: Target, fuzzer: Path, grown: Path) -> int:
     """Merges into the repository's corpus what covers more than that; the exit code."""
     merge = [str(fuzzer), "-merge=1", f"-max_len={target.max_bytes}"]
     done = subprocess.run(
-        [*merge, str(target.corpus), str(grown)], env={}, capture_output=True, check=False
+        [*merge, str(target.corpus), str(grown)],
+        env={},
+        cwd=HOME,
+        capture_output=True,
+        check=False,
+        timeout=GRACE_S,
     )
     return done.returncode
 

@@ -37,7 +37,7 @@ static int service = -1;  // the service's end of the channel
 static int peers[PEERS];
 static int peer_count;
 static unsigned spawned;
-static char folder[] = "/tmp/pyshim-fuzz-XXXXXX", fifo[64];
+static char folder[] = "monitor-XXXXXX", fifo[64];  // where run.py puts us
 static struct sockaddr_un address;
 static socklen_t address_size;
 static char *lasting;  // the scratch buffer
