@@ -49,7 +49,7 @@ def fuzz(target: Target, fuzzer: Path, seconds: int, grown: Path, artifacts: Pat
         f"-artifact_prefix={artifacts}/{target.name}-",
         "-print_final_stats=1",
         "-verbosity=0",
-        *(str(folder) for folder in (grown, target.corpus)),
+        *(str(folder) for folder in (grown, target.corpus) if folder.is_dir()),
     ]
     done = subprocess.run(
         command,

@@ -28,9 +28,9 @@ WRONG = """
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   char *copy = malloc(size + 1);
   memcpy(copy, data, size);
-  int result = size > 3 && !memcmp(copy, "wron", 4) ? copy[size + 1] : 0;
+  volatile int result = size > 3 && !memcmp(copy, "wron", 4) ? copy[size + 1] : 0;
   free(copy);
-  return result * 0;
+  return 0;
 }
 """
 
