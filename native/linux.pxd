@@ -372,6 +372,12 @@ cdef extern from "<arpa/inet.h>" nogil:
     const char* inet_ntop(int family, const void* address, char* text, unsigned int n)
 
 # --- used by the monitor ---
+cdef extern from "<errno.h>" nogil:
+    enum: EALREADY, ECANCELED
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum: PR_SET_NAME
+
 cdef extern from "<sys/wait.h>" nogil:
     int waitid(int which, pid_t pid, siginfo_t* about, int options)
     enum: P_PID, WEXITED, WNOWAIT

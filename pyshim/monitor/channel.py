@@ -38,6 +38,9 @@ class Type(IntEnum):
     ALARM = 13
     PARK = 14
     QUIT = 15
+    UPGRADE = 16
+    CONFIRM = 17
+    HOME = 18
     WELCOME = 101
     HELD = 102
     RECORD = 103
@@ -45,6 +48,13 @@ class Type(IntEnum):
     READY = 105
     REPLY = 106
     RANG = 107
+
+
+class WelcomeFlag(IntFlag):
+    """What a WELCOME says of the monitor."""
+
+    DIED = 1
+    PROBATION = 2
 
 
 class HoldFlag(IntFlag):
@@ -99,6 +109,9 @@ _BODIES: dict[Type, struct.Struct] = {
     Type.ALARM: struct.Struct("<II"),
     Type.PARK: struct.Struct("<Q"),
     Type.QUIT: struct.Struct("<"),
+    Type.UPGRADE: struct.Struct("<II"),
+    Type.CONFIRM: struct.Struct("<iI"),
+    Type.HOME: struct.Struct("<"),
     Type.WELCOME: struct.Struct("<IiII"),
     Type.HELD: struct.Struct("<IIII"),
     Type.RECORD: struct.Struct("<iIQiIqq"),
@@ -208,6 +221,16 @@ def decode_program(data: bytes) -> tuple[str, list[str], dict[str, str]]:
         raise ChannelError(f"{argc} arguments and {envc} variables are not {len(strings)} strings")
     pairs = (text.partition("=") for text in strings[1 + argc : -1])
     return strings[0], strings[1 : 1 + argc], {name: value for name, _, value in pairs}
+
+
+def encode_names(*names: str) -> bytes:
+    """The content of the memfd of UPGRADE (socket, interpreter, program) or HOME (the first two).
+
+    Raises ProgramError for a NUL, ChannelError for an empty name.
+    """
+    if not all(names):
+        raise ChannelError(f"{names} has an empty name")
+    return b"".join(os_encode(name, name) + b"\0" for name in names)
 
 
 def os_encode(text: str, shown: str) -> bytes:

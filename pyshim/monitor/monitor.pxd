@@ -3,7 +3,11 @@
 from linux cimport iovec, pid_t, signalfd_siginfo, sigset_t, rlimit
 
 cdef extern from *:
-    const char* PYSHIM_VERSION
+    """
+    /* In one piece, so that it can be found in the file of a running program too. */
+    #define IDENTITY "pyshim-monitor " PYSHIM_VERSION " " PYSHIM_BUILD "\\n"
+    """
+    const char* IDENTITY
 
 cdef extern from *:
     """
@@ -31,6 +35,9 @@ cdef enum:
     ALARM = 13
     PARK = 14
     QUIT = 15
+    UPGRADE = 16
+    CONFIRM = 17
+    HOME = 18
     WELCOME = 101
     HELD = 102
     RECORD = 103
@@ -39,6 +46,8 @@ cdef enum:
     REPLY = 106
     RANG = 107
 
+    WELCOME_DIED = 1
+    WELCOME_PROBATION = 2
     HOLD_WATCH = 1
     HOLD_ACCEPT = 2
     HOLD_OPEN = 4
@@ -89,6 +98,13 @@ cdef enum:
     FREE_RETRIES = 3
     EXIT_USAGE = 2
     UMASK = 18  # 022
+    EXIT_ABLE = 100  # of a rehearsal: no other program answers so by chance
+    NAMES_BYTES = 12288  # of PATH_BYTES each: the zygote's socket, the interpreter, the program
+    NUMBER_BYTES = 16
+    SOCKET_PATH_BYTES = 107
+    SNAPSHOT_MAGIC = 0x4D53594E
+    SNAPSHOT_VERSION = 1
+    SNAPSHOT_VITAL = 1
 
     ZYGOTE_HELLO_MS = 5000
     DIRECT_HELLO_MS = 60000
@@ -100,6 +116,9 @@ cdef enum:
     QUIT_MS = 3000  # longer than a drain that nobody reads
     NO_DESCRIPTORS_PAUSE_MS = 500
     SPARE_DESCRIPTORS = 128
+    REHEARSAL_MS = 5000
+    HANDOVER_MS = 5000
+    CONFIRM_MS = 30000
 
 # What an event of epoll belongs to; the low half of its data is an index into a table.
 cdef enum:
@@ -122,6 +141,88 @@ cdef enum:
     RELAY_BLOCKED = 2
     RELAY_OVER = 3
     RELAY_UNREAD = 4  # the source has ended, and the fifo has bytes but no reader
+
+# How far an upgrade is, in the monitor that is to be replaced.
+cdef enum:
+    NO_UPGRADE = 0
+    REHEARSING = 1
+    HANDING_OVER = 2  # as soon as the service has gone
+
+cdef enum:
+    START = 0
+    RESUME = 1
+    REHEARSE = 2
+
+# The records of a snapshot; a number is never used again for something else.
+cdef enum:
+    OF_MONITOR = 1
+    OF_PREVIOUS = 2
+    OF_HELD = 3
+    OF_PIECE = 4
+    OF_PROCESS = 5
+    OF_RELAY = 6
+    OF_END = 7
+
+    WAS_DEAD = 1
+    ALARM_UNSENT = 2
+    DRAINING = 1
+    BY_COPY = 2
+
+ctypedef struct SnapshotHead:
+    unsigned int magic
+    unsigned int version
+
+# `length` counts all, without padding; `fixed` is the part that a struct below describes.  Fields are
+# only ever added at the end of one: a reader takes those that it knows, and 0 for those that are not there.
+ctypedef struct SnapshotRecord:
+    unsigned int length
+    unsigned short kind
+    unsigned short flags
+    unsigned int fixed
+    unsigned int reserved
+
+ctypedef struct OfMonitor:
+    int state_fd
+    unsigned int next_accepted_tag
+    unsigned int flags
+    int end_signal
+    int direct_pid
+    unsigned int reserved
+    long long alarm_at
+    long long end_signal_until
+    unsigned long long limit_current
+    unsigned long long limit_most
+
+ctypedef struct OfPrevious:
+    int program
+    unsigned int patience_ms
+
+ctypedef struct OfHeld:
+    unsigned int tag
+    unsigned int parent
+    unsigned int flags
+    int fd
+
+ctypedef struct OfPiece:
+    unsigned int tag
+    int fd
+    unsigned long long size
+    unsigned long long at
+
+ctypedef struct OfRelay:
+    unsigned int id
+    unsigned int flags
+    int state
+    int source
+    int destination
+    int error
+    unsigned long long moved
+    long long drain_left
+    long long drain_until
+    unsigned long long drain_moved
+    long long look_again_at
+    unsigned int bits
+    unsigned int reserved
 
 ctypedef struct Header:
     unsigned int length
@@ -259,7 +360,28 @@ cdef bint quitting
 cdef long long quit_at
 cdef long long accept_again_at
 
+# --- The upgrade ---------------------------------------------------------------------------------
+cdef int way_of_life
+cdef int snapshot_fd
+cdef int upgrade_stage
+cdef int upgrade_error  # why the last one came to nothing
+cdef int upgrade_program
+cdef unsigned int upgrade_patience
+cdef unsigned long long upgrade_sequence
+cdef long long upgrade_until
+cdef pid_t rehearsal_pid
+cdef char upgrade_names[NAMES_BYTES]
+cdef size_t upgrade_names_size
+cdef int previous_program  # -1 when there is none to go back to
+cdef long long confirm_until
+cdef int undo_error
+cdef char previous_names[NAMES_BYTES]
+cdef size_t previous_names_size
+cdef char home_names[NAMES_BYTES]
+cdef char next_home_names[NAMES_BYTES]
+
 # --- The process ---------------------------------------------------------------------------------
+cdef char* program_name
 cdef char* zygote_path
 cdef char* python_path
 cdef int poller
@@ -297,8 +419,11 @@ cdef char path[PATH_BYTES]
 cdef public int program_main(int argc, char** argv) noexcept nogil
 cdef void read_command_line(int argc, char** argv) noexcept nogil
 cdef void refuse(const char* problem, const char* subject) noexcept nogil
+cdef void start() noexcept nogil
 cdef void set_up() noexcept nogil
-cdef void raise_limit() noexcept nogil
+cdef void set_up_signals() noexcept nogil
+cdef int to_number(const char* text) noexcept nogil
+cdef char* decimal(char* end, int number) noexcept nogil
 cdef void spare_descriptors(int count) noexcept nogil
 cdef void close_strangers() noexcept nogil
 cdef int move_up(int fd) noexcept nogil
@@ -344,6 +469,7 @@ cdef void accept_waiting(Held* listener) noexcept nogil
 cdef void hold_accepted(Held* listener, int fd) noexcept nogil
 cdef void send_piece(unsigned int tag, const char* data, size_t size, int fd) noexcept nogil
 cdef int new_piece(const char* data, size_t size, int fd) noexcept nogil
+cdef void append_piece(Held* held, int piece) noexcept nogil
 cdef void free_piece(int index) noexcept nogil
 cdef void drop_pieces(Held* held) noexcept nogil
 cdef void write_pieces(Held* held) noexcept nogil
@@ -355,6 +481,7 @@ cdef bint is_ready(int fd, short events) noexcept nogil
 cdef Relay* find_relay(unsigned int id) noexcept nogil
 cdef int start_relay(unsigned int id, unsigned int flags, int source, int destination) noexcept nogil
 cdef bint can_splice(int source, int destination) noexcept nogil
+cdef char* path_of(int fd, char* name) noexcept nogil
 cdef int reopen(int fd, int flags) noexcept nogil
 cdef int open_ends(unsigned int flags, int* fds) noexcept nogil
 cdef unsigned int kind_of(int fd) noexcept nogil
@@ -374,6 +501,7 @@ cdef void pump(Relay* relay) noexcept nogil
 cdef bint pump_once(Relay* relay) noexcept nogil
 cdef bint source_failed(Relay* relay, int error) noexcept nogil
 cdef bint write_copied(Relay* relay, size_t size) noexcept nogil
+cdef char* new_residue() noexcept nogil
 cdef bint write_residue(Relay* relay) noexcept nogil
 cdef void count_moved(Relay* relay, size_t size) noexcept nogil
 cdef void pump_always_ready() noexcept nogil
@@ -415,3 +543,45 @@ cdef bint put_processes(unsigned int exited) noexcept nogil
 cdef bint put_relays() noexcept nogil
 cdef bint put_welcome() noexcept nogil
 cdef int send_batch(int fd, void* data, size_t size, int* fds, int count) noexcept nogil
+
+cdef int begin_upgrade(int* fds, unsigned int patience, unsigned long long sequence) noexcept nogil
+cdef int read_names(int fd, char* names, size_t* size, int count) noexcept nogil
+cdef bint are_names(const char* names, size_t size, int count) noexcept nogil
+cdef char* name_at(char* names, int index) noexcept nogil
+cdef size_t join_names(char* names) noexcept nogil
+cdef int rehearse() noexcept nogil
+cdef void rehearsed(int status) noexcept nogil
+cdef void give_up_upgrade(int error) noexcept nogil
+cdef void hand_over() noexcept nogil
+cdef int execute(int program, char* names, int undone) noexcept nogil
+cdef int become(int program, char* names, int snapshot, int undone) noexcept nogil
+cdef bint keep_on_exec(bint kept) noexcept nogil
+cdef bint keep_one(int fd, bint kept) noexcept nogil
+cdef void confirm(int error) noexcept nogil
+cdef void go_back() noexcept nogil
+cdef int move_home(int fd) noexcept nogil
+
+cdef int write_snapshot() noexcept nogil
+cdef bint write_record(int fd, int kind, const void* fixed, size_t size, const void* more, size_t more_size) noexcept nogil
+cdef bint write_whole(int fd, const void* data, size_t size) noexcept nogil
+cdef bint write_monitor(int fd) noexcept nogil
+cdef bint write_helds(int fd) noexcept nogil
+cdef bint write_held_pieces(int fd, Held* held) noexcept nogil
+cdef bint write_processes(int fd) noexcept nogil
+cdef bint write_relays(int fd) noexcept nogil
+
+cdef void resume() noexcept nogil
+cdef const char* base_name(const char* text) noexcept nogil
+cdef void take_over_descriptors() noexcept nogil
+cdef void refuse_snapshot(int error) noexcept nogil
+cdef int read_snapshot(int fd) noexcept nogil
+cdef int read_records(char* data, size_t size) noexcept nogil
+cdef int read_record(SnapshotRecord* record) noexcept nogil
+cdef char* fixed_part(SnapshotRecord* record, void* target, size_t size) noexcept nogil
+cdef size_t size_of_rest(SnapshotRecord* record) noexcept nogil
+cdef int read_monitor(SnapshotRecord* record) noexcept nogil
+cdef int read_previous(SnapshotRecord* record) noexcept nogil
+cdef int read_held(SnapshotRecord* record) noexcept nogil
+cdef int read_piece(SnapshotRecord* record) noexcept nogil
+cdef int read_process(SnapshotRecord* record) noexcept nogil
+cdef int read_relay(SnapshotRecord* record) noexcept nogil

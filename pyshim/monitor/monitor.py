@@ -25,7 +25,9 @@ from cython.cimports.linux import (
     E2BIG,
     EACCES,
     EAGAIN,
+    EALREADY,
     EBADMSG,
+    ECANCELED,
     ECONNABORTED,
     ECONNRESET,
     EEXIST,
@@ -52,14 +54,18 @@ from cython.cimports.linux import (
     EPOLLRDHUP,
     EPROTO,
     ESRCH,
+    ETIMEDOUT,
     F_DUPFD_CLOEXEC,
     F_GETFL,
+    F_SETFD,
     F_SETFL,
+    FD_CLOEXEC,
     FIONREAD,
     MADV_DONTNEED,
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_PRIVATE,
+    MFD_CLOEXEC,
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     MSG_DONTWAIT,
@@ -68,6 +74,7 @@ from cython.cimports.linux import (
     O_CLOEXEC,
     O_NOCTTY,
     O_NONBLOCK,
+    O_PATH,
     O_RDONLY,
     O_RDWR,
     O_WRONLY,
@@ -76,6 +83,7 @@ from cython.cimports.linux import (
     POLLOUT,
     POLLRDHUP,
     PR_SET_CHILD_SUBREAPER,
+    PR_SET_NAME,
     PR_SET_PDEATHSIG,
     PROT_READ,
     PROT_WRITE,
@@ -142,6 +150,7 @@ from cython.cimports.linux import (
     kill,
     madvise,
     memcpy,
+    memfd_create,
     memset,
     mmap,
     msghdr,
@@ -180,6 +189,7 @@ from cython.cimports.linux import (
     strchr,
     strcmp,
     strlen,
+    strrchr,
     syscall,
     timespec,
     ucred,
@@ -194,7 +204,10 @@ from cython.cimports.linux import (
 def program_main(argc, argv):
     """What the monitor does, from beginning to end; QUIT ends it in ``finish``."""
     read_command_line(argc, argv)
-    set_up()
+    if way_of_life == START:
+        start()
+    else:
+        resume()
     loop()
     return 0
 
@@ -203,26 +216,58 @@ def program_main(argc, argv):
 
 
 def read_command_line(argc, argv):
-    """Obeys ``--zygote SOCKET --python PATH`` or ``--version``; anything else ends the monitor."""
-    global zygote_path, python_path
+    """Obeys ``--zygote SOCKET --python PATH`` or ``--version``; anything else ends the monitor.
+
+    ``--resume FD`` and ``--undone ERRNO`` come from a monitor that has executed us in its place,
+    ``--rehearse FD`` from one that asks whether it may.
+    """
+    global zygote_path, python_path, program_name, way_of_life, snapshot_fd, upgrade_error
     at: cython.int = 1
+    program_name = argv[0]
+    way_of_life = START
     while at < argc:
         if strcmp(argv[at], b"--version") == 0:
-            write(1, b"pyshim-monitor ", 15)
-            write(1, PYSHIM_VERSION, strlen(PYSHIM_VERSION))
-            write(1, b"\n", 1)
+            write(1, IDENTITY, strlen(IDENTITY))
             _exit(0)
         elif at + 1 < argc and strcmp(argv[at], b"--zygote") == 0:
             zygote_path = argv[at + 1]
         elif at + 1 < argc and strcmp(argv[at], b"--python") == 0:
             python_path = argv[at + 1]
+        elif at + 1 < argc and strcmp(argv[at], b"--resume") == 0:
+            way_of_life = RESUME
+            snapshot_fd = to_number(argv[at + 1])
+        elif at + 1 < argc and strcmp(argv[at], b"--rehearse") == 0:
+            way_of_life = REHEARSE
+            snapshot_fd = to_number(argv[at + 1])
+        elif at + 1 < argc and strcmp(argv[at], b"--undone") == 0:
+            upgrade_error = to_number(argv[at + 1])
         else:
             refuse(b"unknown option, or its value is missing: ", argv[at])
         at += 2
     if zygote_path == cython.NULL or python_path == cython.NULL:
         refuse(b"usage: pyshim-monitor --zygote SOCKET --python PATH | --version", b"")
-    if strlen(zygote_path) > 107:
+    if strlen(zygote_path) > SOCKET_PATH_BYTES:
         refuse(b"--zygote: a socket's path has at most 107 bytes: ", zygote_path)
+
+
+def to_number(text):
+    """The decimal number ``text``; -1 when it is none."""
+    number: cython.int = 0
+    at: cython.int = 0
+    while ord(b"0") <= text[at] and text[at] <= ord(b"9") and at < 9:
+        number = number * 10 + text[at] - ord(b"0")
+        at += 1
+    return number if at > 0 and text[at] == 0 else -1
+
+
+def decimal(end, number):
+    """Writes ``number``, which is not negative, in front of ``end``; where it begins."""
+    while True:
+        end -= 1
+        end[0] = ord(b"0") + number % 10
+        number //= 10
+        if number == 0:
+            return end
 
 
 def refuse(problem, subject):
@@ -234,42 +279,36 @@ def refuse(problem, subject):
     _exit(EXIT_USAGE)
 
 
-def set_up():
-    """Takes over what the launcher prepared: signals, descriptors 3 and 4, orphans."""
-    global poller, signals, state_fd, null_fd, own_pid, scratch, channel, next_accepted_tag
-    wanted_signals: sigset_t
-    blocked_signals: sigset_t
+def start():
+    """Takes over what the launcher prepared: descriptors 3 and 4."""
+    global state_fd, next_accepted_tag, previous_program
     about: stat_t
-    number: cython.int
     listener: cython.pointer(Held)
     if fstat(LISTENER_FD, cython.address(about)) != 0:
         refuse(b"descriptor 3 must be the listening socket; it is closed", b"")
     if fstat(STATE_FD, cython.address(about)) != 0:
         refuse(b"descriptor 4 must be the memfd of the first state; it is closed", b"")
     close_strangers()
-    null_fd = move_up(open(b"/dev/null", O_RDWR | O_CLOEXEC))
     state_fd = move_up(STATE_FD)
+    getrlimit(RLIMIT_NOFILE, cython.address(limit_at_start))
+    next_accepted_tag = FIRST_ACCEPTED_TAG
+    previous_program = -1
+    set_up()
+    listener = new_held(LISTENER_TAG, move_up(LISTENER_FD), HOLD_ACCEPT)
+    set_nonblocking(listener.fd)
+    watch_held(listener)
+
+
+def set_up():
+    """What a monitor needs in every life: signals, an epoll, memory, orphans, descriptors."""
+    global poller, null_fd, own_pid, scratch, channel
     channel = -1
     own_pid = getpid()
-    next_accepted_tag = FIRST_ACCEPTED_TAG
-    raise_limit()
+    spare_descriptors(0)
     # Whatever our starter's is, nobody else shall write what the runtime leaves in the bundle.
     umask(UMASK)
-    for number in range(1, 32):
-        signal(number, SIG_DFL)
-    signal(SIGPIPE, SIG_IGN)
-    signal(SIGHUP, SIG_IGN)
-    signal(SIGXFSZ, SIG_IGN)
-    sigemptyset(cython.address(wanted_signals))
-    sigaddset(cython.address(wanted_signals), SIGCHLD)
-    sigaddset(cython.address(wanted_signals), SIGTERM)
-    sigaddset(cython.address(wanted_signals), SIGINT)
-    blocked_signals = wanted_signals
-    # What containerd's documentation has people send to a shim for its stacks; they stay pending.
-    sigaddset(cython.address(blocked_signals), SIGUSR1)
-    sigaddset(cython.address(blocked_signals), SIGUSR2)
-    sigprocmask(SIG_SETMASK, cython.address(blocked_signals), cython.NULL)
-    signals = signalfd(-1, cython.address(wanted_signals), SFD_CLOEXEC | SFD_NONBLOCK)
+    set_up_signals()
+    null_fd = move_up(open(b"/dev/null", O_RDWR | O_CLOEXEC))
     poller = epoll_create1(EPOLL_CLOEXEC)
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     scratch = cython.cast(
@@ -286,9 +325,31 @@ def set_up():
     if poller < 0 or signals < 0 or null_fd < 0 or scratch == MAP_FAILED:
         refuse(b"no descriptors or memory to start with; check the host's limits", b"")
     set_interest(signals, 0, EPOLLIN, ON_SIGNAL, 0)
-    listener = new_held(LISTENER_TAG, move_up(LISTENER_FD), HOLD_ACCEPT)
-    set_nonblocking(listener.fd)
-    watch_held(listener)
+
+
+def set_up_signals():
+    """Ours come by signalfd, and none that is not a fault ends us."""
+    global signals
+    wanted_signals: sigset_t
+    blocked_signals: sigset_t
+    number: cython.int
+    # Who has executed us in its place has set what follows, and at no moment may it be otherwise.
+    if way_of_life == START:
+        for number in range(1, 32):
+            signal(number, SIG_DFL)
+    signal(SIGPIPE, SIG_IGN)
+    signal(SIGHUP, SIG_IGN)
+    signal(SIGXFSZ, SIG_IGN)
+    sigemptyset(cython.address(wanted_signals))
+    sigaddset(cython.address(wanted_signals), SIGCHLD)
+    sigaddset(cython.address(wanted_signals), SIGTERM)
+    sigaddset(cython.address(wanted_signals), SIGINT)
+    blocked_signals = wanted_signals
+    # What containerd's documentation has people send to a shim for its stacks; they stay pending.
+    sigaddset(cython.address(blocked_signals), SIGUSR1)
+    sigaddset(cython.address(blocked_signals), SIGUSR2)
+    sigprocmask(SIG_SETMASK, cython.address(blocked_signals), cython.NULL)
+    signals = signalfd(-1, cython.address(wanted_signals), SFD_CLOEXEC | SFD_NONBLOCK)
 
 
 def close_strangers():
@@ -299,14 +360,11 @@ def close_strangers():
             close(fd)
 
 
-def raise_limit():
-    """Connections and relays need descriptors; children get the limit that we found."""
-    getrlimit(RLIMIT_NOFILE, cython.address(limit_at_start))
-    spare_descriptors(0)
-
-
 def spare_descriptors(count):
-    """Allows ourselves all descriptors but ``count``, where there are many more than that."""
+    """Allows ourselves all descriptors but ``count``, where there are many more than that.
+
+    Connections and relays need them; children get the limit that we found.
+    """
     limit: rlimit = limit_at_start
     limit.rlim_cur = limit.rlim_max
     if limit.rlim_max > 2 * count:
@@ -358,8 +416,12 @@ def settle():
     global watching
     idle: cython.bint
     flush()
+    if undo_error:
+        go_back()
+    if upgrade_stage == HANDING_OVER and channel < 0 and not quitting:
+        hand_over()
     # Again where it failed at once: no event would bring us back here before the first pause.
-    while channel < 0 and wanted and not quitting and retry_at == 0:
+    while channel < 0 and wanted and not quitting and retry_at == 0 and not upgrade_stage:
         activate()
     if channel >= 0:
         watch_channel()
@@ -396,6 +458,8 @@ def time_to_wait():
     due = sooner(due, end_signal_until)
     due = sooner(due, quit_at)
     due = sooner(due, accept_again_at)
+    due = sooner(due, upgrade_until)
+    due = sooner(due, confirm_until)
     if draining_count:
         for at in range(relay_top):
             if relays[at].draining:
@@ -415,6 +479,7 @@ def time_to_wait():
 def keep_deadlines():
     """Does what has become due."""
     global hello_until, retry_at, alarm_at, alarm_unsent, dirty, accept_again_at
+    global confirm_until, undo_error
     at: cython.int
     now: cython.longlong
     if (
@@ -424,6 +489,8 @@ def keep_deadlines():
         and end_signal_until == 0
         and quit_at == 0
         and accept_again_at == 0
+        and upgrade_until == 0
+        and confirm_until == 0
         and draining_count == 0
         and unread_count == 0
     ):
@@ -446,6 +513,11 @@ def keep_deadlines():
     if accept_again_at != 0 and now >= accept_again_at:
         accept_again_at = 0
         watch_all()
+    if upgrade_until != 0 and now >= upgrade_until:
+        give_up_upgrade(ETIMEDOUT)
+    if confirm_until != 0 and now >= confirm_until:
+        confirm_until = 0
+        undo_error = ETIMEDOUT
     if draining_count:
         for at in range(relay_top):
             if relays[at].draining and now >= relays[at].drain_until:
@@ -534,11 +606,15 @@ def reap():
 
 def remember_exit(pid, status):
     """Writes down the exit of a process that somebody asked for, or may yet ask for."""
-    global direct_pid
+    global direct_pid, rehearsal_pid
     now: timespec
     process: cython.pointer(Process)
     if pid == direct_pid:
         direct_pid = 0
+        return
+    if pid == rehearsal_pid:
+        rehearsal_pid = 0
+        rehearsed(status)
         return
     process = find_process(pid, False)
     if process == cython.NULL:
@@ -1046,13 +1122,18 @@ def send_piece(tag, data, size, fd):
         shutdown(held.fd, SHUT_RDWR)
         watch_held(held)
         return
+    append_piece(held, piece)
+    if held.first_piece == piece:
+        write_pieces(held)
+
+
+def append_piece(held, piece):
+    """Puts a piece behind those that wait already."""
     if held.first_piece:
         pieces[held.last_piece - 1].next = piece
-        held.last_piece = piece
-        return
-    held.first_piece = piece
+    else:
+        held.first_piece = piece
     held.last_piece = piece
-    write_pieces(held)
 
 
 def new_piece(data, size, fd):
@@ -1253,17 +1334,16 @@ def reopen(fd, flags):
     A fifo that a service opens and does not live to hand over shows its other end an end of file.
     """
     name: cython.char[FD_PATH_BYTES]
-    at: cython.int = FD_PATH_BYTES - 1
-    name[at] = 0
-    while True:
-        at -= 1
-        name[at] = ord(b"0") + fd % 10
-        fd //= 10
-        if fd == 0:
-            break
-    at -= PROC_FD_BYTES
-    memcpy(name + at, b"/proc/self/fd/", PROC_FD_BYTES)
-    return open(name + at, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+    return open(path_of(fd, name), flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+
+
+def path_of(fd, name):
+    """The name of a descriptor of ours in /proc, written into the FD_PATH_BYTES of ``name``."""
+    start: cython.p_char
+    name[FD_PATH_BYTES - 1] = 0
+    start = decimal(name + FD_PATH_BYTES - 1, fd) - PROC_FD_BYTES
+    memcpy(start, b"/proc/self/fd/", PROC_FD_BYTES)
+    return start
 
 
 def kind_of(fd):
@@ -1550,19 +1630,8 @@ def write_copied(relay, size):
     if done == cython.cast(cython.ssize_t, size):
         return True
     if relay.residue == cython.NULL:
-        relay.residue = cython.cast(
-            cython.p_char,
-            mmap(
-                cython.NULL,
-                SCRATCH_BYTES,
-                PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS,
-                -1,
-                0,
-            ),
-        )
-        if relay.residue == MAP_FAILED:
-            relay.residue = cython.NULL
+        relay.residue = new_residue()
+        if relay.residue == cython.NULL:
             destination_failed(relay, ENOMEM)
             return False
     relay.residue_at = 0
@@ -1573,6 +1642,22 @@ def write_copied(relay, size):
         return False
     # The next write says what stopped this one; a file can only be asked, not waited for.
     return write_residue(relay)
+
+
+def new_residue():
+    """Memory for what was read and could not be written; NULL when there is none."""
+    memory: cython.p_char = cython.cast(
+        cython.p_char,
+        mmap(
+            cython.NULL,
+            SCRATCH_BYTES,
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS,
+            -1,
+            0,
+        ),
+    )
+    return memory if memory != MAP_FAILED else cython.NULL
 
 
 def write_residue(relay):
@@ -1772,7 +1857,7 @@ def first_page_of_datagram():
 
 def lose_service():
     """The channel has ended, or nobody came to it, without a PARK."""
-    global direct_pid
+    global direct_pid, wanted
     never_came: cython.bint = stage == SILENT
     if channel < 0:
         return
@@ -1782,6 +1867,9 @@ def lose_service():
         return
     if never_came and direct_pid > 0:
         kill(direct_pid, SIGKILL)
+    if upgrade_stage == HANDING_OVER:
+        wanted = True  # it has done what it was told
+        return
     count_failure()
 
 
@@ -1941,6 +2029,10 @@ def is_well_formed(header):
         return False
     if kind == STATE or kind == QUIT:
         return size == 0 and fds == (kind == STATE)
+    if kind == HOME:
+        return size == 0 and fds == 1
+    if kind == UPGRADE:
+        return size == 8 and fds == 2
     if kind == SPAWN:
         return size == 16 and fds >= 1
     if kind == RELAY:
@@ -1954,7 +2046,7 @@ def is_well_formed(header):
             cython.pointer(Words), cython.cast(cython.p_char, header) + cython.sizeof(header[0])
         )
         return size == 8 if fds == 1 else words.b == cython.cast(cython.uint, size - 8)
-    return HELLO <= kind and kind <= PARK and size == 8 and fds == 0
+    return ((HELLO <= kind and kind <= PARK) or kind == CONFIRM) and size == 8 and fds == 0
 
 
 def carry_out_one(header, body, fds):
@@ -2036,6 +2128,19 @@ def carry_out_one(header, body, fds):
     elif kind == QUIT:
         quitting = True
         quit_at = now_ms() + QUIT_MS
+        if upgrade_stage:
+            give_up_upgrade(ECANCELED)
+    elif kind == UPGRADE:
+        error = begin_upgrade(fds, words.a, header.sequence)
+        if error != 0:
+            close_all(fds, 2)
+            reply(header.sequence, error, 0)
+    elif kind == CONFIRM:
+        confirm(cython.cast(cython.int, words.a))
+    elif kind == HOME:
+        error = move_home(fds[0])
+        close(fds[0])
+        reply(header.sequence, error, 0)
     return True
 
 
@@ -2237,8 +2342,10 @@ def put_welcome():
     body: FourWords
     body.a = VERSION
     body.b = own_pid
-    body.c = 1 if previous_died else 0
-    body.d = 0
+    body.c = WELCOME_DIED if previous_died else 0
+    if previous_program >= 0:
+        body.c |= WELCOME_PROBATION
+    body.d = upgrade_error
     return put(WELCOME, 0, cython.address(body), cython.sizeof(body), state_fd, cython.NULL)
 
 
@@ -2364,4 +2471,699 @@ def send_batch(fd, data, size, fds, count):
     while sendmsg(fd, cython.address(message), MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
         if errno != EINTR:
             return errno
+    return 0
+
+
+# --- Upgrade -------------------------------------------------------------------------------------
+
+
+def begin_upgrade(fds, patience, sequence):
+    """UPGRADE: 0, and both descriptors are the monitor's, or the error for the reply.
+
+    The reply comes when the new program has shown that it can take over what we hold, or has not.
+    """
+    global upgrade_stage, upgrade_program, upgrade_patience, upgrade_sequence, upgrade_error
+    global upgrade_until
+    error: cython.int
+    if upgrade_stage or previous_program >= 0 or rehearsal_pid or quitting:
+        return EALREADY
+    error = read_names(fds[1], upgrade_names, cython.address(upgrade_names_size), 3)
+    if error == 0:
+        upgrade_program = fcntl(fds[0], F_DUPFD_CLOEXEC, 10)
+        if upgrade_program < 0:
+            error = errno
+    if error == 0:
+        error = rehearse()
+        if error != 0:
+            close(upgrade_program)
+    upgrade_error = error
+    if error != 0:
+        return error
+    upgrade_stage = REHEARSING
+    upgrade_until = now_ms() + REHEARSAL_MS
+    upgrade_patience = patience if patience else CONFIRM_MS
+    upgrade_sequence = sequence
+    close_all(fds, 2)
+    return 0
+
+
+def read_names(fd, names, size, count):
+    """Reads ``count`` strings from a memfd, the first of which is a socket's path; or an error."""
+    about: stat_t
+    if fstat(fd, cython.address(about)) != 0 or about.st_size > NAMES_BYTES:
+        return EINVAL
+    size[0] = about.st_size
+    if pread(fd, names, size[0], 0) != about.st_size or not are_names(names, size[0], count):
+        return EINVAL
+    return 0
+
+
+def are_names(names, size, count):
+    """Whether ``size`` bytes are exactly ``count`` strings, none of them empty."""
+    at: cython.size_t = 0
+    found: cython.int = 0
+    if size == 0 or names[size - 1] != 0 or strlen(names) > SOCKET_PATH_BYTES:
+        return False
+    while at < size:
+        if names[at] == 0:
+            return False
+        at += strlen(names + at) + 1
+        found += 1
+    return found == count
+
+
+def name_at(names, index):
+    """The string of that index."""
+    while index > 0:
+        names += strlen(names) + 1
+        index -= 1
+    return names
+
+
+def rehearse():
+    """Has the new program read a snapshot, in a process of its own; 0 or the error."""
+    global child_argv, child_env, child_cwd, child_fds, child_fd_count, child_dies_with_us
+    global child_is_service, rehearsal_pid
+    program: cython.char[FD_PATH_BYTES]
+    arguments: cython.p_char[8]
+    fd: cython.int = write_snapshot()
+    pid: cython.int
+    if fd < 0:
+        return errno
+    arguments[0] = path_of(upgrade_program, program)
+    arguments[1] = cython.cast(cython.p_char, b"--zygote")
+    arguments[2] = name_at(upgrade_names, 0)
+    arguments[3] = cython.cast(cython.p_char, b"--python")
+    arguments[4] = name_at(upgrade_names, 1)
+    arguments[5] = cython.cast(cython.p_char, b"--rehearse")
+    arguments[6] = cython.cast(cython.p_char, b"3")
+    arguments[7] = cython.NULL
+    child_argv = arguments
+    child_env = environ
+    child_cwd = cython.NULL
+    child_fds = cython.address(fd)
+    child_fd_count = 1
+    child_dies_with_us = True
+    child_is_service = True
+    pid = start_child()
+    close(fd)
+    if pid < 0:
+        return -pid
+    rehearsal_pid = pid
+    return 0
+
+
+def rehearsed(status):
+    """The rehearsal has ended; when it went well, the service is told to go."""
+    global upgrade_stage, upgrade_until
+    if upgrade_stage != REHEARSING:
+        return
+    if status != EXIT_ABLE << 8:
+        give_up_upgrade(EPROTO)
+        return
+    upgrade_stage = HANDING_OVER
+    upgrade_until = now_ms() + HANDOVER_MS
+    reply(upgrade_sequence, 0, 0)
+
+
+def give_up_upgrade(error):
+    """Goes on as what we are."""
+    global upgrade_stage, upgrade_until, upgrade_error
+    if upgrade_stage == REHEARSING:
+        reply(upgrade_sequence, error, 0)
+        if rehearsal_pid > 0:
+            kill(rehearsal_pid, SIGKILL)
+    close(upgrade_program)
+    upgrade_stage = NO_UPGRADE
+    upgrade_until = 0
+    upgrade_error = error
+
+
+def hand_over():
+    """Becomes the new program; comes back only when that cannot be done."""
+    global previous_program, previous_names_size
+    error: cython.int
+    previous_program = open(b"/proc/self/exe", O_PATH | O_CLOEXEC)
+    previous_names_size = join_names(previous_names)
+    error = errno
+    if previous_program >= 0 and previous_names_size > 0:
+        error = execute(upgrade_program, upgrade_names, 0)
+    if previous_program >= 0:
+        close(previous_program)
+    previous_program = -1
+    give_up_upgrade(error if error else EIO)
+
+
+def join_names(names):
+    """Our socket, interpreter and program one behind the other; how many bytes, 0 if too many."""
+    parts: cython.p_char[3]
+    size: cython.size_t = 0
+    length: cython.size_t
+    at: cython.int
+    parts[0] = zygote_path
+    parts[1] = python_path
+    parts[2] = program_name
+    for at in range(3):
+        length = strlen(parts[at]) + 1
+        if size + length > NAMES_BYTES:
+            return 0
+        memcpy(names + size, parts[at], length)
+        size += length
+    return size
+
+
+def execute(program, names, undone):
+    """Executes ``program`` in our place with a snapshot of what we hold; the error if it cannot."""
+    error: cython.int
+    fd: cython.int = write_snapshot()
+    if fd < 0:
+        return errno
+    keep_on_exec(True)
+    keep_one(fd, True)
+    error = become(program, names, fd, undone)
+    keep_on_exec(False)
+    close(fd)
+    return error
+
+
+def become(program, names, snapshot, undone):
+    """Executes ``program`` with a snapshot, and why it gets its place back; the error."""
+    path_of_program: cython.char[FD_PATH_BYTES]
+    snapshot_text: cython.char[NUMBER_BYTES]
+    undone_text: cython.char[NUMBER_BYTES]
+    arguments: cython.p_char[10]
+    snapshot_text[NUMBER_BYTES - 1] = 0
+    undone_text[NUMBER_BYTES - 1] = 0
+    arguments[0] = name_at(names, 2)
+    arguments[1] = cython.cast(cython.p_char, b"--zygote")
+    arguments[2] = name_at(names, 0)
+    arguments[3] = cython.cast(cython.p_char, b"--python")
+    arguments[4] = name_at(names, 1)
+    arguments[5] = cython.cast(cython.p_char, b"--resume")
+    arguments[6] = decimal(snapshot_text + NUMBER_BYTES - 1, snapshot)
+    arguments[7] = cython.NULL
+    if undone != 0:
+        arguments[7] = cython.cast(cython.p_char, b"--undone")
+        arguments[8] = decimal(undone_text + NUMBER_BYTES - 1, undone)
+        arguments[9] = cython.NULL
+    execve(path_of(program, path_of_program), arguments, environ)
+    return errno
+
+
+def keep_on_exec(kept):
+    """Whether what a snapshot names outlives an execve; false when there is no such descriptor."""
+    at: cython.int
+    good: cython.bint = keep_one(state_fd, kept)
+    if previous_program >= 0:
+        good = keep_one(previous_program, kept) and good
+    for at in range(held_top):
+        if helds[at].tag != 0:
+            good = keep_one(helds[at].fd, kept) and good
+    for at in range(PIECES if piece_count else 0):
+        if pieces[at].used and pieces[at].fd >= 0:
+            good = keep_one(pieces[at].fd, kept) and good
+    for at in range(relay_top):
+        if relays[at].state != RELAY_FREE and relays[at].source >= 0:
+            good = keep_one(relays[at].source, kept) and good
+        if relays[at].state != RELAY_FREE and relays[at].destination >= 0:
+            good = keep_one(relays[at].destination, kept) and good
+    return good
+
+
+def keep_one(fd, kept):
+    """The same for one descriptor."""
+    return fcntl(fd, F_SETFD, 0 if kept else FD_CLOEXEC) == 0
+
+
+def confirm(error):
+    """CONFIRM: a service of the new version works, or knows that it will not."""
+    global previous_program, confirm_until, undo_error
+    if previous_program < 0:
+        return
+    confirm_until = 0
+    if error != 0:
+        undo_error = error
+        return
+    close(previous_program)
+    previous_program = -1
+
+
+def go_back():
+    """Becomes what we were; when that cannot be done we stay what we are."""
+    global previous_program, undo_error, upgrade_error
+    error: cython.int = undo_error
+    undo_error = 0
+    if previous_program < 0 or quitting:
+        return
+    if channel >= 0:
+        close_channel()
+    if direct_pid > 0:
+        kill(direct_pid, SIGKILL)
+    upgrade_error = execute(previous_program, previous_names, error)
+    close(previous_program)
+    previous_program = -1
+    want(True)
+
+
+def move_home(fd):
+    """HOME: services come from another zygote from now on; the error for the reply."""
+    global zygote_path, python_path
+    size: cython.size_t
+    error: cython.int = read_names(fd, next_home_names, cython.address(size), 2)
+    if error != 0:
+        return error
+    memcpy(home_names, next_home_names, size)
+    zygote_path = home_names
+    python_path = name_at(home_names, 1)
+    return 0
+
+
+# --- The snapshot --------------------------------------------------------------------------------
+
+
+def write_snapshot():
+    """A memfd with all that the next monitor has to know; -1 and errno when that cannot be done."""
+    head: SnapshotHead
+    fd: cython.int = memfd_create(b"pyshim-monitor", MFD_CLOEXEC)
+    if fd < 0:
+        return -1
+    head.magic = SNAPSHOT_MAGIC
+    head.version = SNAPSHOT_VERSION
+    if (
+        write_whole(fd, cython.address(head), cython.sizeof(head))
+        and write_monitor(fd)
+        and write_helds(fd)
+        and write_processes(fd)
+        and write_relays(fd)
+        and write_record(fd, OF_END, cython.NULL, 0, cython.NULL, 0)
+    ):
+        return fd
+    close(fd)  # which leaves errno as it is: it succeeds
+    return -1
+
+
+def write_record(fd, kind, fixed, size, more, more_size):
+    """One record: a struct, and what follows it; false and errno when it is not all written."""
+    head: SnapshotRecord
+    padding: cython.ulonglong = 0
+    rest: cython.size_t
+    head.length = cython.sizeof(head) + size + more_size
+    head.kind = kind
+    head.flags = SNAPSHOT_VITAL
+    head.fixed = size
+    head.reserved = 0
+    rest = (8 - head.length % 8) % 8
+    return (
+        write_whole(fd, cython.address(head), cython.sizeof(head))
+        and write_whole(fd, fixed, size)
+        and write_whole(fd, more, more_size)
+        and write_whole(fd, cython.address(padding), rest)
+    )
+
+
+def write_whole(fd, data, size):
+    """All of it, or false and errno."""
+    at: cython.size_t = 0
+    done: cython.ssize_t
+    while at < size:
+        done = write(fd, cython.cast(cython.p_char, data) + at, size - at)
+        if done < 0 and errno != EINTR:
+            return False
+        if done > 0:
+            at += done
+    return True
+
+
+def write_monitor(fd):
+    """What there is one of, and what to go back to."""
+    body: OfMonitor
+    previous: OfPrevious
+    memset(cython.address(body), 0, cython.sizeof(body))
+    body.state_fd = state_fd
+    body.next_accepted_tag = next_accepted_tag
+    body.flags = (WAS_DEAD if previous_died else 0) | (ALARM_UNSENT if alarm_unsent else 0)
+    body.end_signal = end_signal
+    body.direct_pid = direct_pid
+    body.alarm_at = alarm_at
+    body.end_signal_until = end_signal_until
+    body.limit_current = limit_at_start.rlim_cur
+    body.limit_most = limit_at_start.rlim_max
+    if not write_record(fd, OF_MONITOR, cython.address(body), cython.sizeof(body), cython.NULL, 0):
+        return False
+    if previous_program < 0:
+        return True
+    previous.program = previous_program
+    previous.patience_ms = upgrade_patience
+    return write_record(
+        fd,
+        OF_PREVIOUS,
+        cython.address(previous),
+        cython.sizeof(previous),
+        previous_names,
+        previous_names_size,
+    )
+
+
+def write_helds(fd):
+    """What is held, each with what is still to be sent on it."""
+    body: OfHeld
+    at: cython.int
+    for at in range(held_top):
+        if helds[at].tag == 0:
+            continue
+        body.tag = helds[at].tag
+        body.parent = helds[at].parent
+        body.flags = helds[at].flags
+        body.fd = helds[at].fd
+        if not write_record(fd, OF_HELD, cython.address(body), cython.sizeof(body), cython.NULL, 0):
+            return False
+        if not write_held_pieces(fd, helds + at):
+            return False
+    return True
+
+
+def write_held_pieces(fd, held):
+    """What SEND has left with one."""
+    body: OfPiece
+    piece: cython.pointer(Piece)
+    next_piece: cython.int = held.first_piece
+    data: cython.p_char
+    size: cython.size_t
+    while next_piece:
+        piece = pieces + next_piece - 1
+        data = cython.NULL
+        size = 0
+        body.tag = held.tag
+        body.fd = piece.fd
+        body.size = piece.size
+        body.at = piece.at
+        if piece.fd < 0:
+            data = piece.data
+            size = piece.size
+        if not write_record(fd, OF_PIECE, cython.address(body), cython.sizeof(body), data, size):
+            return False
+        next_piece = piece.next
+    return True
+
+
+def write_processes(fd):
+    """Those that run, and the exits that somebody may yet ask for."""
+    at: cython.int
+    for at in range(process_top):
+        if processes[at].used and not write_record(
+            fd,
+            OF_PROCESS,
+            cython.address(processes[at].record),
+            cython.sizeof(processes[at].record),
+            cython.NULL,
+            0,
+        ):
+            return False
+    return True
+
+
+def write_relays(fd):
+    """The relays, and what has left their sources and not reached their destinations."""
+    body: OfRelay
+    at: cython.int
+    for at in range(relay_top):
+        if relays[at].state == RELAY_FREE:
+            continue
+        memset(cython.address(body), 0, cython.sizeof(body))
+        body.id = relays[at].id
+        body.flags = relays[at].flags
+        body.state = relays[at].state
+        body.source = relays[at].source
+        body.destination = relays[at].destination
+        body.error = relays[at].error
+        body.moved = relays[at].moved
+        body.drain_left = relays[at].drain_left
+        body.drain_until = relays[at].drain_until
+        body.drain_moved = relays[at].drain_moved
+        body.look_again_at = relays[at].look_again_at
+        body.bits = (DRAINING if relays[at].draining else 0) | (
+            BY_COPY if relays[at].by_copy else 0
+        )
+        if not write_record(
+            fd,
+            OF_RELAY,
+            cython.address(body),
+            cython.sizeof(body),
+            relays[at].residue + relays[at].residue_at,
+            relays[at].residue_size,
+        ):
+            return False
+    return True
+
+
+# --- The new program -----------------------------------------------------------------------------
+
+
+def resume():
+    """Goes on where another monitor has stopped, or only says whether we could."""
+    global wanted, confirm_until, previous_program
+    error: cython.int = read_snapshot(snapshot_fd)
+    if error != 0:
+        refuse_snapshot(error)
+    if way_of_life == REHEARSE:
+        _exit(EXIT_ABLE)
+    set_up()
+    prctl(PR_SET_NAME, base_name(program_name), 0, 0, 0)
+    take_over_descriptors()
+    if upgrade_error:
+        # We are what somebody went back to.
+        if previous_program >= 0:
+            close(previous_program)
+        previous_program = -1
+    elif previous_program >= 0:
+        confirm_until = now_ms() + upgrade_patience
+    wanted = True
+    reap()
+    settle()
+
+
+def base_name(text):
+    """What follows the last slash."""
+    slash: cython.p_char = strrchr(text, ord(b"/"))
+    return slash + 1 if slash != cython.NULL else text
+
+
+def take_over_descriptors():
+    """Has everything closed on exec again, and watches what is to be watched."""
+    at: cython.int
+    keep_on_exec(False)
+    close(snapshot_fd)
+    watch_all()
+    for at in range(relay_top):
+        if relays[at].state == RELAY_READING:
+            read_source(relays + at)
+        elif relays[at].state == RELAY_BLOCKED:
+            wait_for_destination(relays + at)
+
+
+def refuse_snapshot(error):
+    """Has who executed us take its place back: it wrote what we do not understand."""
+    if way_of_life == RESUME and previous_program >= 0 and upgrade_error == 0:
+        become(previous_program, previous_names, snapshot_fd, error)
+    refuse(b"the snapshot of the monitor before this one is not understood", b"")
+
+
+def read_snapshot(fd):
+    """Fills our tables with what a monitor has left; 0 or the error.  Touches no descriptor."""
+    global previous_program, state_fd
+    about: stat_t
+    data: cython.p_char
+    previous_program = -1
+    state_fd = -1
+    if fd < 0 or fstat(fd, cython.address(about)) != 0:
+        return EINVAL
+    if about.st_size < cython.cast(cython.long, cython.sizeof(SnapshotHead)):
+        return EPROTO
+    data = cython.cast(
+        cython.p_char,
+        mmap(cython.NULL, about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0),
+    )
+    if data == MAP_FAILED:
+        return errno
+    error: cython.int = read_records(data, about.st_size)
+    munmap(data, about.st_size)
+    return error
+
+
+def read_records(data, size):
+    """All of them, to the one that is the end; 0 or the error."""
+    head: cython.pointer(SnapshotHead) = cython.cast(cython.pointer(SnapshotHead), data)
+    record: cython.pointer(SnapshotRecord)
+    at: cython.size_t = cython.sizeof(head[0])
+    error: cython.int
+    if head.magic != SNAPSHOT_MAGIC or head.version != SNAPSHOT_VERSION:
+        return EPROTO
+    while size - at >= cython.sizeof(record[0]):
+        record = cython.cast(cython.pointer(SnapshotRecord), data + at)
+        if record.length > size - at or record.length < cython.sizeof(record[0]):
+            return EPROTO
+        if record.fixed > record.length - cython.sizeof(record[0]):
+            return EPROTO
+        if record.kind == OF_END:
+            return 0 if state_fd >= 0 else EPROTO
+        error = read_record(record)
+        if error != 0:
+            return error
+        at += (cython.cast(cython.size_t, record.length) + 7) // 8 * 8
+        if at > size:
+            break
+    return EPROTO
+
+
+def read_record(record):
+    """One record; 0 or the error.  What is unknown is left out, unless it is marked as vital."""
+    if record.kind == OF_MONITOR:
+        return read_monitor(record)
+    if record.kind == OF_PREVIOUS:
+        return read_previous(record)
+    if record.kind == OF_HELD:
+        return read_held(record)
+    if record.kind == OF_PIECE:
+        return read_piece(record)
+    if record.kind == OF_PROCESS:
+        return read_process(record)
+    if record.kind == OF_RELAY:
+        return read_relay(record)
+    return EPROTO if record.flags & SNAPSHOT_VITAL else 0
+
+
+def fixed_part(record, target, size):
+    """Copies as much of a record's struct as both know; where what follows it begins."""
+    start: cython.p_char = cython.cast(cython.p_char, record) + cython.sizeof(record[0])
+    memset(target, 0, size)
+    memcpy(target, start, size if size < record.fixed else record.fixed)
+    return start + record.fixed
+
+
+def size_of_rest(record):
+    """How many bytes follow a record's struct."""
+    return record.length - cython.sizeof(record[0]) - record.fixed
+
+
+def read_monitor(record):
+    """What there is one of."""
+    global state_fd, next_accepted_tag, previous_died, alarm_unsent, end_signal, direct_pid
+    global alarm_at, end_signal_until
+    body: OfMonitor
+    fixed_part(record, cython.address(body), cython.sizeof(body))
+    state_fd = body.state_fd
+    next_accepted_tag = body.next_accepted_tag | FIRST_ACCEPTED_TAG
+    previous_died = body.flags & WAS_DEAD != 0
+    alarm_unsent = 1 if body.flags & ALARM_UNSENT else 0
+    end_signal = body.end_signal
+    direct_pid = body.direct_pid
+    alarm_at = body.alarm_at
+    end_signal_until = body.end_signal_until
+    getrlimit(RLIMIT_NOFILE, cython.address(limit_at_start))
+    if body.limit_most:
+        limit_at_start.rlim_cur = body.limit_current
+        limit_at_start.rlim_max = body.limit_most
+    return 0
+
+
+def read_previous(record):
+    """What to go back to."""
+    global previous_program, previous_names_size, upgrade_patience
+    body: OfPrevious
+    names: cython.p_char = fixed_part(record, cython.address(body), cython.sizeof(body))
+    previous_names_size = size_of_rest(record)
+    if previous_names_size > NAMES_BYTES or not are_names(names, previous_names_size, 3):
+        return EPROTO
+    memcpy(previous_names, names, previous_names_size)
+    previous_program = body.program
+    upgrade_patience = body.patience_ms
+    return 0
+
+
+def read_held(record):
+    """One descriptor."""
+    body: OfHeld
+    held: cython.pointer(Held)
+    fixed_part(record, cython.address(body), cython.sizeof(body))
+    if body.tag == 0 or body.fd < 0:
+        return EPROTO
+    held = new_held(body.tag, body.fd, body.flags)
+    if held == cython.NULL:
+        return ENOSPC
+    held.parent = body.parent
+    return 0
+
+
+def read_piece(record):
+    """What is still to be sent on a descriptor that came before."""
+    body: OfPiece
+    data: cython.p_char = fixed_part(record, cython.address(body), cython.sizeof(body))
+    held: cython.pointer(Held) = find_held(body.tag)
+    piece: cython.int
+    if held == cython.NULL or body.at > body.size or body.size == 0:
+        return EPROTO
+    if body.fd < 0 and body.size != size_of_rest(record):
+        return EPROTO
+    piece = new_piece(data, body.size, body.fd if body.fd >= 0 else -1)
+    if piece == 0:
+        return ENOSPC
+    pieces[piece - 1].at = body.at
+    append_piece(held, piece)
+    return 0
+
+
+def read_process(record):
+    """One process, or its exit."""
+    global spawned_count
+    body: RecordBody
+    process: cython.pointer(Process)
+    fixed_part(record, cython.address(body), cython.sizeof(body))
+    process = new_process(body.pid)
+    if process == cython.NULL:
+        return ENOSPC
+    process.record = body
+    if body.flags & RECORD_SPAWNED:
+        spawned_count += 1
+    return 0
+
+
+def read_relay(record):
+    """One relay, running or over."""
+    global relay_top, draining_count, unread_count
+    body: OfRelay
+    residue: cython.p_char = fixed_part(record, cython.address(body), cython.sizeof(body))
+    size: cython.size_t = size_of_rest(record)
+    relay: cython.pointer(Relay)
+    if relay_top == RELAYS:
+        return ENOSPC
+    if body.state <= RELAY_FREE or body.state > RELAY_UNREAD or size > SCRATCH_BYTES:
+        return EPROTO
+    if (body.state == RELAY_READING or body.state == RELAY_BLOCKED) and body.source < 0:
+        return EPROTO
+    if (body.state == RELAY_BLOCKED or body.state == RELAY_UNREAD) and body.destination < 0:
+        return EPROTO
+    relay = relays + relay_top
+    memset(relay, 0, cython.sizeof(relay[0]))
+    if size > 0:
+        relay.residue = new_residue()
+        if relay.residue == cython.NULL:
+            return ENOMEM
+        memcpy(relay.residue, residue, size)
+        relay.residue_size = size
+    relay_top += 1
+    relay.id = body.id
+    relay.flags = body.flags
+    relay.state = body.state
+    relay.source = body.source
+    relay.destination = body.destination
+    relay.error = body.error
+    relay.moved = body.moved
+    relay.drain_left = body.drain_left
+    relay.drain_until = body.drain_until
+    relay.drain_moved = body.drain_moved
+    relay.look_again_at = body.look_again_at
+    relay.draining = body.bits & DRAINING != 0
+    relay.by_copy = body.bits & BY_COPY != 0
+    draining_count += relay.draining
+    unread_count += relay.state == RELAY_UNREAD
     return 0
