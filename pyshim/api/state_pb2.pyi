@@ -145,7 +145,7 @@ class Connection(_message.Message):
     def __init__(self, tag: _Optional[int] = ..., pending: _Optional[bytes] = ..., discarding: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace", "holding", "log_size", "signalled", "failure", "failure_code", "timed_out")
+    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace", "holding", "log_size", "signalled", "failure", "failure_code", "timed_out", "handed")
     TAG_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class Call(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_CODE_FIELD_NUMBER: _ClassVar[int]
     TIMED_OUT_FIELD_NUMBER: _ClassVar[int]
+    HANDED_FIELD_NUMBER: _ClassVar[int]
     tag: int
     stream: int
     service: str
@@ -174,7 +175,8 @@ class Call(_message.Message):
     failure: str
     failure_code: int
     timed_out: bool
-    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ..., holding: _Optional[_Iterable[int]] = ..., log_size: _Optional[int] = ..., signalled: bool = ..., failure: _Optional[str] = ..., failure_code: _Optional[int] = ..., timed_out: bool = ...) -> None: ...
+    handed: bool
+    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ..., holding: _Optional[_Iterable[int]] = ..., log_size: _Optional[int] = ..., signalled: bool = ..., failure: _Optional[str] = ..., failure_code: _Optional[int] = ..., timed_out: bool = ..., handed: bool = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("number", "envelope", "container", "is_exit")

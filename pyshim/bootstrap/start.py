@@ -28,6 +28,7 @@ from pyshim.bootstrap.flags import Flags
 from pyshim.cgroups import locate
 from pyshim.monitor import channel
 from pyshim.monitor.fds import memfd
+from pyshim.service.migrations import STATE_VERSION
 from pyshim.zygote import messages
 from pyshim.zygote.address import close_from
 from pyshim.zygote.address import socket_path as zygote_socket_path
@@ -40,7 +41,6 @@ LOCK_POLL_S = 0.005
 LAUNCHER_TIMEOUT_S = 30.0
 BACKLOG = 128
 MAX_OOM_SCORE = 1000
-STATE_VERSION = 1
 PR_SCHED_CORE, PR_SCHED_CORE_CREATE, PIDTYPE_TGID = 62, 1, 1
 FIRST_FREE_FD = 5  # of a monitor: 3 is its listener, 4 its state
 

@@ -147,6 +147,39 @@ def doctor(containerd_address: str, docker_socket: str, as_json: bool) -> None:
     sys.exit(run(containerd_address, docker_socket, as_json=as_json))
 
 
+@group.command()
+@click.argument("which", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Only say what would be upgraded.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=120,
+    show_default=True,
+    help="Seconds for each container or pod; what is not upgraded by then goes on as it was.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="How many are upgraded at once.",
+)
+def upgrade(
+    which: tuple[str, ...], dry_run: bool, as_json: bool, timeout: float, jobs: int
+) -> None:
+    """Have this version take over all containers that run under another one.
+
+    The containers are not touched: their processes, streams and connections go on. One that the new
+    version cannot take over stays with the old one. Exits with 1 when there is such a one.
+
+    WHICH are patterns for namespace/id or a bundle's path, such as 'k8s.io/*'; without one, all.
+    """
+    from pyshim.cli.upgrade import run
+
+    sys.exit(run(which, dry_run=dry_run, as_json=as_json, timeout_s=timeout, jobs=jobs))
+
+
 def main() -> None:
     """The console script."""
     from pyshim.cli import errors

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from pathlib import Path
 
 CHANNEL_FD = 3
 
@@ -18,10 +19,25 @@ def main() -> int:
         return 1
     from pyshim.zygote import address
 
-    address.ensure()
+    home = address.successor(monitors_zygote())
+    address.ensure(path=home)
     from pyshim.service import activation
 
-    return activation.main(sock)
+    return activation.main(sock, home)
+
+
+def monitors_zygote() -> str:
+    """The zygote's socket of the monitor that has executed us; the usual one if it says none.
+
+    Where pip has put another version in the place of the monitor's, it is another one's.
+    """
+    from pyshim.zygote import address
+
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+        return words[words.index("--zygote") + 1]
+    except (OSError, ValueError):
+        return address.socket_path()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import socket
@@ -20,15 +21,16 @@ import uvloop
 from pyshim.api import state_pb2
 from pyshim.events.publisher import Publisher
 from pyshim.monitor import channel
-from pyshim.monitor.channel import Message, StopMode, Type
-from pyshim.service import exits, oom
+from pyshim.monitor.channel import Message, StopMode, Type, WelcomeFlag
+from pyshim.monitor.fds import memfd
+from pyshim.service import exits, migrations, oom
 from pyshim.service.link import Link
 from pyshim.service.log import Level, Log
+from pyshim.service.migrations import StateError
 from pyshim.service.server import Server
 from pyshim.service.store import Store
 from pyshim.service.task import Task
 
-STATE_VERSION = 1
 PARK_DELAY_S = float(os.environ.get("PYSHIM_PARK_DELAY_S", "1"))
 # containerd says Create as soon as it has an answer to `start`.
 UNUSED_S = float(os.environ.get("PYSHIM_UNUSED_S", "60"))
@@ -42,9 +44,13 @@ CLONE_NEWNS = 0x00020000
 
 
 class Activation:
-    """Owns the store, the server and the publisher of one life."""
+    """Owns the store, the server and the publisher of one life.
 
-    def __init__(self, sock: socket.socket) -> None:
+    ``home`` is the zygote that later services come from, "" for the one that the monitor knows.
+    """
+
+    def __init__(self, sock: socket.socket, home: str = "") -> None:
+        self.home = home
         self.store = Store()
         self.publisher = Publisher(self.store)
         self.task = Task(self.store, self.publisher)
@@ -101,7 +107,8 @@ class Activation:
         self._touch()
 
     def _welcome(self, message: Message) -> None:
-        self.store.monitor_pid = message.fields[1]
+        _, self.store.monitor_pid, flags, self.store.upgrade_error = message.fields
+        self.store.monitor_flags = flags
         for fd in message.fds:
             size = os.fstat(fd).st_size
             self.store.state.ParseFromString(os.pread(fd, size, 0))
@@ -110,6 +117,20 @@ class Activation:
         state = self.store.state
         self.store.log = Log(state.bundle, Level.DEBUG if state.debug else Level.INFO)
         self.store.log.debug("service activated", id=state.id, pid=os.getpid())
+        try:
+            migrations.bring_up(state)
+        except StateError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: StateError) -> None:
+        """Ends this service: the monitor goes back to the version that can go on, or waits for it.
+
+        At once: what another callback committed now would be of our making.
+        """
+        self.store.log.error(str(error))
+        if self.store.monitor_flags & WelcomeFlag.PROBATION:
+            self.store.link.send([Message(Type.CONFIRM, (errno.EPROTO, 0))])
+        os._exit(1)
 
     def _held(self, message: Message) -> None:
         tag, parent = message.fields[0], message.fields[1]
@@ -165,7 +186,11 @@ class Activation:
         self.store.link.send(messages)
 
     def _take_over(self) -> None:
-        self.store.state.version = STATE_VERSION
+        if self.store.monitor_flags & WelcomeFlag.PROBATION:
+            self.store.link.send([Message(Type.CONFIRM, (0, 0))])
+        if self.home:  # an older monitor does not understand it, and does without
+            names = memfd(channel.encode_names(self.home, sys.executable))
+            self.store.link.send([Message(Type.HOME, fds=(names,))], [names])
         for relay in self.store.ended_relays - self._known_relays():
             self.store.link.send([Message(Type.RELAY_STOP, (relay, StopMode.FORGET))])
         self.server.resume()
@@ -286,15 +311,18 @@ def join_mounts_of(pid: int) -> None:
     os.close(fd)
 
 
-def main(sock: socket.socket) -> int:
-    """Serves over the channel ``sock`` until parked; returns the exit code."""
+def main(sock: socket.socket, home: str = "") -> int:
+    """Serves over the channel ``sock`` until parked; returns the exit code.
+
+    ``home`` is as for Activation.
+    """
     # Whatever the monitor holds comes here too, and a burst of execs needs some for each.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        loop.run_until_complete(Activation(sock).run())
+        loop.run_until_complete(Activation(sock, home).run())
     except (OSError, asyncio.TimeoutError, channel.ChannelError) as error:
         print(f"pyshim service: {error}", file=sys.stderr)
         return 1

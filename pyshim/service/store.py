@@ -42,6 +42,8 @@ class Store:
         self.held: dict[int, int] = {}
         self.parents: dict[int, int] = {}
         self.monitor_pid = 0
+        self.monitor_flags = 0
+        self.upgrade_error = 0
         self.records: dict[int, Record] = {}
         self.commands: dict[int, int] = {}
         self.ended_relays: set[int] = set()

@@ -27,6 +27,7 @@ from pyshim.service.server import Server
 from pyshim.service.start import start
 from pyshim.service.states import Status
 from pyshim.service.store import Store
+from pyshim.service.upgrade import CONTROL, upgrade
 from pyshim.stdio import terminal
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -67,6 +68,9 @@ class Task:
 
     async def handle(self, call: state_pb2.Call) -> None:
         """Runs ``call``; raises StatusError for the server to answer with."""
+        if (call.service, call.method) == (CONTROL, "Upgrade"):
+            await upgrade(self, call)
+            return
         if call.service not in SERVICES:
             raise StatusError(Code.UNIMPLEMENTED, f"service {call.service}")
         handler = self._handlers.get(call.method)

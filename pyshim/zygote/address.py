@@ -8,9 +8,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import socket
 import sys
 from pathlib import Path
+
+MAX_PATH_BYTES = 107  # sockaddr_un has one more, for a zero
+NAME = re.compile(r"zygote-[0-9a-z]+-[0-9a-f]{16}\.sock")
 
 
 def run_folder() -> Path:
@@ -30,6 +34,18 @@ def socket_path(python: str = sys.executable, build: str | None = None) -> str:
     """The zygote's socket for the interpreter ``python``."""
     name = f"zygote-{build or build_id()}-{fnv1a_64(os.fsencode(python)):016x}.sock"
     return str(run_folder() / name)
+
+
+def successor(path: str, python: str = sys.executable) -> str:
+    """The socket that takes the place of ``path`` for this build and the interpreter ``python``.
+
+    In the same folder, whatever the environment says.  One that has a name of its own, as a
+    systemd unit may give it, stays.
+    """
+    folder, name = os.path.split(path)
+    if not NAME.fullmatch(name):
+        return path
+    return os.path.join(folder, os.path.basename(socket_path(python)))
 
 
 def fnv1a_64(data: bytes) -> int:

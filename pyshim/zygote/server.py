@@ -24,6 +24,7 @@ from pathlib import Path
 
 import daemon
 
+import pyshim
 from pyshim.monitor import channel
 from pyshim.monitor.fds import receive
 from pyshim.zygote import address, messages, watch
@@ -50,13 +51,13 @@ NO_RESOURCES_PAUSE_S = 0.1
 BACKLOG = 512
 FEW_DESCRIPTORS = 256
 CAP_SYS_RESOURCE = 24
+BUILD_FILE = Path(pyshim.__file__).with_name("_build.py")
 UMASK = 0o077
-MAX_PATH_BYTES = 107  # sockaddr_un has one more, for a zero
 
 
 def run(path: str, *, detach: bool) -> int:
     """Serves at ``path`` until idle, replaced or told to end; 0 as well when another one does."""
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:  # before a lock is left there
+    if len(os.fsencode(path)) > address.MAX_PATH_BYTES:  # before a lock is left there
         raise OSError(errno.ENAMETOOLONG, "a socket's path is too long")
     os.umask(UMASK)
     folder = Path(path).parent
@@ -213,11 +214,25 @@ def is_ours(path: str, ours: os.stat_result) -> bool:
     return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
 
 
+def build_stamp() -> str:
+    """What tells this installation from the one that may take its place; "" when there is none.
+
+    One that has been removed is served from memory, for whoever needs it yet.
+    """
+    try:
+        return BUILD_FILE.read_text()
+    except OSError:
+        return ""
+
+
 def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) -> None:
     """Forks for each connection; returns when there was none for long or nobody can find us.
 
-    Whoever has the lock and cannot be found would keep everybody from having a zygote.
+    Whoever has the lock and cannot be found would keep everybody from having a zygote.  One in
+    whose place another version has been installed ends too: who has connected then finds nobody,
+    and starts that one.
     """
+    stamp = build_stamp()
     idle_ms = int(float(os.environ.get("PYSHIM_ZYGOTE_IDLE_S") or DEFAULT_IDLE_S) * 1000)
     poller = select.poll()
     poller.register(listener, select.POLLIN)
@@ -229,6 +244,8 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
             try:
                 connection, _ = listener.accept()
                 with connection:
+                    if build_stamp() not in {stamp, ""}:
+                        return
                     fork_for(connection, path, [listener.fileno(), lock, gone])
             except OSError:
                 # Without a descriptor what waits still waits; without a process it is done

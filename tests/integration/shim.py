@@ -40,6 +40,7 @@ Given = Path | str | bool | None
 Edit = Callable[[dict[str, Any]], None]
 SERVICE = "containerd.task.v2.Task"
 POD = "io.kubernetes.cri.sandbox-id"
+PROGRAM = "containerd-shim-pyshim-v2"
 KILLED = 128 + signal.SIGKILL
 END_BOUND_S = 20
 STRAYS = ("pyshim-pty*",)
@@ -69,9 +70,10 @@ class Host:
         self.events = Events(home / "events")
         self._numbers = itertools.count(1)
         self.prefix = prefix
-        self.program = str(scripts() / "containerd-shim-pyshim-v2")
+        self.programs = scripts()
+        self.program: str | None = None  # another than ours
         self.env = {
-            "PATH": f"{scripts()}:{os.environ['PATH']}",
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
             "TTRPC_ADDRESS": self.events.address,
             "PYSHIM_RUNTIME_DIR": str(self.runtime),
             "PYSHIM_SOCKET_DIR": str(self.sockets),
@@ -128,7 +130,7 @@ class Host:
         # Another mount namespace has another working directory.
         place = [*self.prefix, "env", f"--chdir={self.bundles / name}"] if self.prefix else []
         return subprocess.run(
-            [*place, self.program, *arguments],
+            [*place, self.program or str(self.programs / PROGRAM), *arguments],
             cwd=self.bundles / name,
             env=self.env,
             stdin=subprocess.DEVNULL,
