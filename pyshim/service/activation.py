@@ -128,9 +128,18 @@ class Activation:
         At once: what another callback committed now would be of our making.
         """
         self.store.log.error(str(error))
-        if self.store.monitor_flags & WelcomeFlag.PROBATION:
-            self.store.link.send([Message(Type.CONFIRM, (errno.EPROTO, 0))])
+        self._greet(errno.EPROTO)
         os._exit(1)
+
+    def _greet(self, error: int) -> None:
+        """Says what the monitor has to know of this version: whether it works, and its home."""
+        words, owned = [], []
+        if self.store.monitor_flags & WelcomeFlag.PROBATION:
+            words.append(Message(Type.CONFIRM, (error, 0)))
+        if self.home and not error:  # an older monitor does not understand it, and does without
+            owned.append(memfd(channel.encode_names(self.home, sys.executable)))
+            words.append(Message(Type.HOME, fds=(owned[0],)))
+        self.store.link.send(words, owned)
 
     def _held(self, message: Message) -> None:
         tag, parent = message.fields[0], message.fields[1]
@@ -186,11 +195,7 @@ class Activation:
         self.store.link.send(messages)
 
     def _take_over(self) -> None:
-        if self.store.monitor_flags & WelcomeFlag.PROBATION:
-            self.store.link.send([Message(Type.CONFIRM, (0, 0))])
-        if self.home:  # an older monitor does not understand it, and does without
-            names = memfd(channel.encode_names(self.home, sys.executable))
-            self.store.link.send([Message(Type.HOME, fds=(names,))], [names])
+        self._greet(0)
         for relay in self.store.ended_relays - self._known_relays():
             self.store.link.send([Message(Type.RELAY_STOP, (relay, StopMode.FORGET))])
         self.server.resume()

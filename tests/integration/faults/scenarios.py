@@ -18,9 +18,10 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from pyshim.api import options_pb2, task_pb2
+from pyshim.api import options_pb2, task_pb2, upgrade_pb2
+from pyshim.service.upgrade import CONTROL
 from pyshim.ttrpc.status import Code, StatusError
-from tests.integration.containerd import eventually
+from tests.integration.containerd import BOUND_S, eventually, scripts
 from tests.integration.fake_runtime import fake_runtime
 from tests.integration.faults.host import FaultyHost, Patient
 from tests.integration.fifos import Reader, fifo
@@ -490,6 +491,28 @@ def requests_that_are_wrong(host: FaultyHost, folder: Path) -> None:
     other.close()
     container.end()
     assert topics(container) == ["create", "start", "exec-added", "exit", "delete"]
+
+
+@scenario
+def an_upgrade(host: FaultyHost, folder: Path) -> None:
+    """The monitor becomes another file of its program, and its services go on as they are."""
+    container = host.started(*SLEEP)
+    (monitor,) = host.monitors()
+    program = folder / "pyshim-monitor"
+    shutil.copy(scripts() / "pyshim-monitor", program)
+    words = Path(f"/proc/{monitor}/cmdline").read_text().split("\0")
+    request = upgrade_pb2.UpgradeRequest(
+        monitor=str(program),
+        python=words[words.index("--python") + 1],
+        zygote=words[words.index("--zygote") + 1],
+    )
+    client = container.client
+    reply = client.call(CONTROL, "Upgrade", request, upgrade_pb2.UpgradeResponse, BOUND_S)
+    assert reply.pid == monitor
+    assert os.readlink(f"/proc/{monitor}/exe") == str(program)
+    container.agrees(task_pb2.RUNNING)
+    container.end()
+    assert topics(container) == ["create", "start", "exit", "delete"]
 
 
 @scenario
