@@ -31,8 +31,7 @@ from tests.integration.test_monitor import (
 
 GONE = (errno.ESRCH, 0)
 STUCK = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
-PARTS = 300
-PART_BYTES = 1000
+PARTS = 100
 
 
 @pytest.fixture
