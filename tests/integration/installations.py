@@ -65,6 +65,8 @@ class Installation:
         draft = stamp.with_suffix(".new")
         draft.write_text(f'BUILD_ID = "{build}"\n')
         draft.replace(stamp)
+        # As pip: what is cached is told from its source by no more than a second and a size.
+        shutil.rmtree(self.package / "__pycache__", ignore_errors=True)
         return Installation(self.home, build)
 
 
@@ -80,7 +82,6 @@ def install(home: Path, build: str, programs: Path) -> Installation:
         if entry.name != "pyshim":
             (made.package.parent / entry.name).symlink_to(entry)
     shutil.copytree(_packages() / "pyshim", made.package)
-    shutil.rmtree(made.package / "__pycache__", ignore_errors=True)
     return made.become(build, programs)
 
 
