@@ -55,6 +55,7 @@ class WelcomeFlag(IntFlag):
 
     DIED = 1
     PROBATION = 2
+    UPGRADES = 4
 
 
 class HoldFlag(IntFlag):

@@ -48,6 +48,7 @@ cdef enum:
 
     WELCOME_DIED = 1
     WELCOME_PROBATION = 2
+    WELCOME_UPGRADES = 4
     HOLD_WATCH = 1
     HOLD_ACCEPT = 2
     HOLD_OPEN = 4

@@ -2342,7 +2342,9 @@ def put_welcome():
     body: FourWords
     body.a = VERSION
     body.b = own_pid
-    body.c = WELCOME_DIED if previous_died else 0
+    body.c = WELCOME_UPGRADES
+    if previous_died:
+        body.c |= WELCOME_DIED
     if previous_program >= 0:
         body.c |= WELCOME_PROBATION
     body.d = upgrade_error

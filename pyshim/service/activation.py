@@ -136,7 +136,8 @@ class Activation:
         words, owned = [], []
         if self.store.monitor_flags & WelcomeFlag.PROBATION:
             words.append(Message(Type.CONFIRM, (error, 0)))
-        if self.home and not error:  # an older monitor does not understand it, and does without
+        # A monitor of before does not understand it, and has every service executed then.
+        if self.home and not error and self.store.monitor_flags & WelcomeFlag.UPGRADES:
             owned.append(memfd(channel.encode_names(self.home, sys.executable)))
             words.append(Message(Type.HOME, fds=(owned[0],)))
         self.store.link.send(words, owned)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pyshim import __version__
 from pyshim.api import state_pb2, upgrade_pb2
 from pyshim.monitor import channel
-from pyshim.monitor.channel import Message, Type
+from pyshim.monitor.channel import Message, Type, WelcomeFlag
 from pyshim.monitor.fds import memfd
 from pyshim.ttrpc.status import Code, StatusError
 from pyshim.zygote import address
@@ -31,7 +31,6 @@ ZYGOTE_POLL_S = 0.05
 # The monitor gives a rehearsal 5 s.
 REHEARSAL_TIMEOUT_S = 15
 REASONS = {
-    errno.EBADMSG: "its monitor is of a version that cannot be replaced, only ended",
     errno.EPROTO: "the new version cannot go on from what this one holds",
     errno.ETIMEDOUT: "the new version did not answer in time",
     errno.ENOEXEC: "the new monitor is no program for this machine",
@@ -57,7 +56,6 @@ async def upgrade(task: Task, call: state_pb2.Call) -> None:
         raise
     call.handed = True
     sequence, reply = task.store.link.expect()
-    # First in its datagram: a monitor that does not understand it does not take the state either.
     message = Message(Type.UPGRADE, (request.patience_ms, 0), (program, names), sequence)
     task.store.commit(message, owned=[program, names])
     error, _ = await asyncio.wait_for(reply, REHEARSAL_TIMEOUT_S)
@@ -94,6 +92,9 @@ def _check(task: Task, request: upgrade_pb2.UpgradeRequest) -> None:
         raise StatusError(Code.INVALID_ARGUMENT, text)
     if not os.access(request.python, os.X_OK):
         text = f"{request.python} is no program, as seen by the shim; install it there"
+        raise StatusError(Code.FAILED_PRECONDITION, text)
+    if not task.store.monitor_flags & WelcomeFlag.UPGRADES:
+        text = "its monitor is of a version that cannot be replaced, only ended; services are new"
         raise StatusError(Code.FAILED_PRECONDITION, text)
     if any(other.handed for other in task.store.state.calls):
         raise _failure(errno.EALREADY)

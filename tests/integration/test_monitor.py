@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from pyshim.monitor.channel import Message, Type, decode, encode, encode_program
+from pyshim.monitor.channel import Message, Type, WelcomeFlag, decode, encode, encode_program
 
 BOUND_S = 20
 MIB = 1024 * 1024
@@ -242,7 +242,7 @@ def test_dump_of_a_first_activation(monitor: Monitor) -> None:
     dump = service.hello()
     welcome, *rest = dump
     assert welcome.type == Type.WELCOME
-    assert welcome.fields == (1, monitor.process.pid, 0, 0)
+    assert welcome.fields == (1, monitor.process.pid, WelcomeFlag.UPGRADES, 0)
     assert os.pread(welcome.fds[0], 100, 0) == b"first state"
     held = {message.fields[0]: message for message in rest}
     assert set(held) == {1, 1 << 31}
@@ -283,7 +283,7 @@ def test_record_is_in_the_next_dump(monitor: Monitor) -> None:
     service.close()
     second = monitor.activated()
     dump = second.hello()
-    assert dump[0].fields[2] == 1
+    assert dump[0].fields[2] & WelcomeFlag.DIED
     (record,) = [message for message in dump if message.type == Type.RECORD]
     assert record.fields[:3] == (pid, 2, 1 << 63)
     close_all(dump)
@@ -738,7 +738,7 @@ def test_service_that_dies_again_and_again(monitor: Monitor) -> None:
     service = monitor.activated()
     for number in range(6):
         dump = service.hello()
-        assert dump[0].fields[2] == (number > 0)
+        assert dump[0].fields[2] & WelcomeFlag.DIED == (number > 0)
         close_all(dump)
         service.close()
         service = monitor.activated()
@@ -746,7 +746,7 @@ def test_service_that_dies_again_and_again(monitor: Monitor) -> None:
     service.park_in_the_end()
     monitor.connect()
     dump = monitor.activated().hello()
-    assert dump[0].fields[2] == 0
+    assert dump[0].fields[2] & WelcomeFlag.DIED == 0
     close_all(dump)
 
 
@@ -907,7 +907,7 @@ def test_zygote_that_drops_the_channel_is_replaced_by_python(binary: Path, tmp_p
         monitor.activated().close()
         eventually((tmp_path / "ran").exists, "Python is executed")
         dump = monitor.activated().hello()
-        assert dump[0].fields[2] == 1
+        assert dump[0].fields[2] & WelcomeFlag.DIED
         close_all(dump)
     finally:
         monitor.end()
