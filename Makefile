@@ -36,6 +36,11 @@ $(VENV)/.tools: pyproject.toml $(VENV)/.packages
 	$(BIN)/pip install --quiet --requirement $@.txt
 	touch $@
 
+$(VENV)/.bench-tools: pyproject.toml $(VENV)/.packages
+	sed -n '/^bench = /{s/.*\[//;s/\].*//;s/[" ]//g;s/,/\n/g;p}' pyproject.toml >$@.txt
+	$(BIN)/pip install --quiet --requirement $@.txt
+	touch $@
+
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation '.[dev]'
 	touch $@
@@ -69,8 +74,8 @@ wheels: setup
 		PYSHIM_ARCH=$$arch $(BIN)/python -m build --wheel --no-isolation --outdir dist . || exit 1; \
 	done
 
-bench: setup $(VENV)/.bench-packages
-	$(BIN)/python -m bench.lifecycle
+bench: setup $(VENV)/.bench-packages $(VENV)/.bench-tools
+	$(BIN)/python -m bench.shim
 	$(BIN)/python -m bench.relay
 	$(BIN)/python -m bench.init
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pyinit
-from bench.lifecycle import describe_host
+from bench.host import describe_host
 
 RESULTS = Path(__file__).with_name("init.json")
 BASELINE = "tini-static"

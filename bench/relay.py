@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bench import namespaces
 from bench.datagrams import exchange, flood
-from bench.lifecycle import on_interrupt
+from bench.host import on_interrupt
 from bench.namespaces import BACK_ADDRESS, BOUND_S, ECHO_PORT, HTTP_PORT, IPERF_PORT, SINK_PORT
 
 OURS, THEIRS = "portproxy-relay", "docker-proxy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class Events:
     def __init__(self, path: Path) -> None:
         self.address = str(path)
         self._seen: dict[str, list[tuple[str, Any]]] = {}
+        self._times: dict[tuple[str, str], float] = {}
+        self._news = threading.Condition()
         self._answering = threading.Event()
         self._answering.set()
         self._connections: set[socket.socket] = set()
@@ -81,6 +84,15 @@ class Events:
         what = f"{topic} of {container}"
         eventually(lambda: topic in self.topics(container), what, BOUND_S)
 
+    def arrival(self, container: str, topic: str) -> float:
+        """When the first such event came (``time.perf_counter``); waits for it without polling."""
+        key = (container, topic)
+        with self._news:
+            assert self._news.wait_for(lambda: key in self._times, BOUND_S), (
+                f"{topic} of {container}"
+            )
+        return self._times[key]
+
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -109,9 +121,12 @@ class Events:
             self._connections.discard(connection)
 
     def _keep(self, envelope: forward_pb2.Envelope) -> None:
+        now = time.perf_counter()
         name = envelope.event.type_url.removeprefix("containerd.events.")
         kind: type[Message] = getattr(events_pb2, name)
+        topic = envelope.topic.removeprefix("/tasks/")
         event: Any = kind.FromString(envelope.event.value)
-        self._seen.setdefault(event.container_id, []).append(
-            (envelope.topic.removeprefix("/tasks/"), event)
-        )
+        self._seen.setdefault(event.container_id, []).append((topic, event))
+        with self._news:
+            self._times.setdefault((event.container_id, topic), now)
+            self._news.notify_all()
