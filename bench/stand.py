@@ -38,10 +38,10 @@ class Stand(Host):
         found = shutil.which(PROGRAMS[side], path=f"{scripts()}:{os.environ['PATH']}")
         if found is None:
             raise FileNotFoundError(f"{PROGRAMS[side]} is not installed")
-        self.program = Path(found)
         self.took: dict[tuple[str, str], float] = {}
         self._logs: list[int] = []
         super().__init__(home, rootfs)
+        self.program = found
         self.account = Account(f"{self.namespace}-shims")
 
     def act(self, action: str, name: str, *flags: str) -> subprocess.CompletedProcess[bytes]:
