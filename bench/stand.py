@@ -18,7 +18,14 @@ from pathlib import Path
 
 from bench.rows import OURS, THEIRS
 from bench.usage import KIB, Account, pss
-from tests.integration.containerd import BOUND_S, Containerd, eventually, processes_of, scripts
+from tests.integration.containerd import (
+    BOUND_S,
+    Containerd,
+    eventually,
+    processes_of,
+    scripts,
+    spares_of,
+)
 from tests.integration.shim import Container, Host
 
 PROGRAMS = {OURS: "containerd-shim-pyshim-v2", THEIRS: "containerd-shim-runc-v2"}
@@ -74,7 +81,7 @@ class Stand(Host):
 
     def shims(self) -> list[int]:
         """The pids of all that is there for the containers and is not in them."""
-        found = []
+        found = [*spares_of(self.home)]
         for pid, line in processes_of(self.home).items():
             name = Path(line.split(" ")[0]).name
             if name in {PROGRAMS[THEIRS], "pyshim-monitor"} or "-m pyshim." in line:

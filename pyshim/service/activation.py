@@ -76,6 +76,13 @@ class Activation:
         parking = asyncio.create_task(self._park_when_idle())
         await asyncio.wait({parking, ended}, return_when=asyncio.FIRST_COMPLETED)
 
+    def close(self) -> None:
+        """Lets go of every descriptor; only a rehearsal ends before its process does."""
+        self.server.close()
+        self.store.link.close()
+        for fd in self.store.held.values():
+            os.close(fd)
+
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback that could not send or receive leaves us behind the state: another goes on."""
         loop.default_exception_handler(context)
@@ -317,15 +324,26 @@ def join_mounts_of(pid: int) -> None:
     os.close(fd)
 
 
-def main(sock: socket.socket, home: str = "") -> int:
+def prepare() -> asyncio.AbstractEventLoop:
+    """A loop for ``main`` that has run: its first turn is its slowest."""
+    # libuv would set up a ring in every process, for files, which we do not give to it.
+    os.environ["UV_USE_IO_URING"] = "0"
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    loop.run_until_complete(asyncio.sleep(0))
+    return loop
+
+
+def main(
+    sock: socket.socket, home: str = "", loop: asyncio.AbstractEventLoop | None = None
+) -> int:
     """Serves over the channel ``sock`` until parked; returns the exit code.
 
-    ``home`` is as for Activation.
+    ``home`` is as for Activation, ``loop`` one that ``prepare`` has made in this process.
     """
     # Whatever the monitor holds comes here too, and a burst of execs needs some for each.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    loop = uvloop.new_event_loop()
+    loop = loop or prepare()
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(Activation(sock, home).run())

@@ -44,6 +44,11 @@ class Link:
         asyncio.get_running_loop().add_reader(self.sock.fileno(), self._readable)
         self.send([Message(Type.HELLO, (channel.VERSION, os.getpid()))])
 
+    def close(self) -> None:
+        """The end of ``open``."""
+        asyncio.get_running_loop().remove_reader(self.sock.fileno())
+        self.sock.close()
+
     def send(self, messages: Iterable[Message], owned: Sequence[int] = ()) -> None:
         """Sends one datagram, then closes ``owned``: the monitor has its own copies.
 

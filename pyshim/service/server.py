@@ -50,6 +50,13 @@ class Server:
         self._sockets[tag] = socket.socket(fileno=fd)
         self._watch(tag)
 
+    def close(self) -> None:
+        """Lets go of all connections."""
+        for sock in self._sockets.values():
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+            sock.close()
+        self._sockets.clear()
+
     def resume(self) -> None:
         """Runs the requests that an earlier service left, also those whose client has gone.
 

@@ -21,14 +21,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import daemon
 
 import pyshim
 from pyshim.monitor import channel
 from pyshim.monitor.fds import receive
-from pyshim.zygote import address, messages, watch
+from pyshim.zygote import address, messages, spares, watch
 from pyshim.zygote.messages import Kind
+
+if TYPE_CHECKING:
+    import asyncio
 
 # What children need; a module that is not there yet costs its child an import error, not us.
 WARM_MODULES = (
@@ -46,6 +50,8 @@ WARM_MODULES = (
 
 DEFAULT_IDLE_S = 600.0
 REQUEST_TIMEOUT_S = 5.0
+# The interpreter specialises what has run some ten times.
+REHEARSALS = 20
 LOCK_TIMEOUT_S = 10.0
 NO_RESOURCES_PAUSE_S = 0.1
 BACKLOG = 512
@@ -186,23 +192,16 @@ def warm_up() -> None:
     for name in WARM_MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    with contextlib.suppress(ImportError):
-        warm_loop()
+    for _ in range(REHEARSALS):
+        rehearse()
     gc.collect()
     gc.freeze()
 
 
-def warm_loop() -> None:
-    """One turn of an event loop, which runs what is only run once."""
-    import asyncio
-
-    import uvloop
-
-    runner = uvloop.new_event_loop()
-    try:
-        runner.run_until_complete(asyncio.sleep(0))
-    finally:
-        runner.close()
+def rehearse() -> None:
+    """One life of a service that is none; one that fails has cost us only time."""
+    with contextlib.suppress(Exception):
+        importlib.import_module("pyshim.zygote.rehearsal").run()
 
 
 def is_ours(path: str, ours: os.stat_result) -> bool:
@@ -239,41 +238,67 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
     gone = watch.begin(path)
     if gone >= 0:
         poller.register(gone, select.POLLIN)
-    while is_ours(path, ours) and (ready := poller.poll(idle_ms)):
-        if any(fd == listener.fileno() for fd, _ in ready):
-            try:
+    ours_alone = [listener.fileno(), lock, gone]
+    family = Family(path, ours_alone, spares.Spares(spares.wanted()))
+    while is_ours(path, ours):
+        lacking = family.spares.lacking
+        ready = poller.poll(min(idle_ms, spares.REFILL_MS) if lacking else idle_ms)
+        if not ready and not lacking:
+            return
+        try:
+            if not ready:
+                family.fork_spare()
+            elif any(fd == listener.fileno() for fd, _ in ready):
                 connection, _ = listener.accept()
                 with connection:
                     if build_stamp() not in {stamp, ""}:
                         return
-                    fork_for(connection, path, [listener.fileno(), lock, gone])
-            except OSError:
-                # Without a descriptor what waits still waits; without a process it is done
-                # elsewhere.
-                time.sleep(NO_RESOURCES_PAUSE_S)
+                    if not family.spares.give(connection):
+                        family.fork(connection)
+        except OSError:
+            # Without a descriptor what waits still waits; without a process it is done elsewhere.
+            time.sleep(NO_RESOURCES_PAUSE_S)
         if gone >= 0:
             watch.drain(gone)
 
 
-def fork_for(connection: socket.socket, path: str, ours: list[int]) -> None:
-    """Starts the child for one connection; without one the caller sees the connection end.
+class Family:
+    """What a child must not have of the zygote's, and the forks."""
 
-    The child closes ``ours``.
-    """
-    # A SIGTERM that the child would take with our handler would unlink our socket.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
-    try:
-        if os.fork() == 0:
-            for fd in ours:
-                if fd >= 0:
-                    os.close(fd)
-            become_child(connection, path)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])
+    def __init__(self, path: str, fds: list[int], ahead: spares.Spares) -> None:
+        self.path = path
+        self.fds = fds
+        self.spares = ahead
+
+    def fork_spare(self) -> None:
+        """Starts a child that waits for its connection.  Raises OSError."""
+        with self.spares.add() as end:
+            try:
+                self._fork(end, is_spare=True)
+            except OSError:
+                self.spares.withdraw()
+                raise
+
+    def fork(self, connection: socket.socket) -> None:
+        """Starts the child for one connection; without one the caller sees the connection end."""
+        self._fork(connection, is_spare=False)
+
+    def _fork(self, end: socket.socket, *, is_spare: bool) -> None:
+        # A SIGTERM that the child would take with our handler would unlink our socket.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        try:
+            if os.fork() == 0:
+                for fd in self.fds:
+                    if fd >= 0:
+                        os.close(fd)
+                self.spares.close()
+                become_child(end, self.path, is_spare=is_spare)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])
 
 
-def become_child(connection: socket.socket, path: str) -> None:
-    """Does what the connection asks for; never returns."""
+def become_child(end: socket.socket, path: str, *, is_spare: bool) -> None:
+    """Does what a connection asks for: ``end``, or what a spare is given by it; never returns."""
     code = 1
     try:
         for number in (signal.SIGCHLD, signal.SIGTERM):
@@ -282,7 +307,14 @@ def become_child(connection: socket.socket, path: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(0o022)
         os.setsid()
-        code = answer(connection, path)
+        loop = None
+        if is_spare:
+            spares.rename(spares.NAME)
+            rehearse()
+            with contextlib.suppress(ImportError):
+                loop = importlib.import_module("pyshim.service.activation").prepare()
+            end = spares.await_connection(end)
+        code = answer(end, path, loop)
     except BaseException as error:  # whatever it is, nobody above us may see it
         with contextlib.suppress(OSError):
             os.write(2, f"pyshim: {type(error).__name__}: {error}\n".encode())
@@ -290,8 +322,10 @@ def become_child(connection: socket.socket, path: str) -> None:
         os._exit(code)
 
 
-def answer(connection: socket.socket, path: str) -> int:
-    """Reads the request and carries it out."""
+def answer(
+    connection: socket.socket, path: str, loop: asyncio.AbstractEventLoop | None = None
+) -> int:
+    """Reads the request and carries it out; a service runs on ``loop`` when there is one."""
     if messages.peer(connection)[1] != os.geteuid():
         return 1
     connection.settimeout(REQUEST_TIMEOUT_S)
@@ -299,16 +333,16 @@ def answer(connection: socket.socket, path: str) -> int:
     connection.settimeout(None)
     if data == messages.header(Kind.ACTIVATE) and len(fds) == 1:
         connection.close()
-        return activate(fds[0])
+        return activate(fds[0], loop)
     if data == messages.header(Kind.RUN) and len(fds) == 3:
         return run_for(connection, fds, path)
     return 1
 
 
-def activate(fd: int) -> int:
+def activate(fd: int, loop: asyncio.AbstractEventLoop | None) -> int:
     """Becomes a service on the channel ``fd``."""
     service = importlib.import_module("pyshim.service.activation")
-    code = service.main(socket.socket(fileno=fd))
+    code = service.main(socket.socket(fileno=fd), loop=loop)
     return code if isinstance(code, int) else 0
 
 

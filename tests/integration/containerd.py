@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pyshim.zygote import spares
+
 BOUND_S = 60
 RUNTIME = "io.containerd.pyshim.v2"
 RUNC_ROOT = Path("/run/containerd/runc")
@@ -29,8 +31,21 @@ def eventually(true: Callable[[], object], what: str, bound_s: float = BOUND_S) 
 
 
 def processes_of(folder: Path) -> dict[int, str]:
-    """Processes that were started with ``folder`` in their environment or command line."""
-    found = {}
+    """Processes that were started with ``folder`` in their environment or command line.
+
+    Without a zygote's spares, which have nothing to do yet and end with it.
+    """
+    found, spare = _processes_of(folder)
+    return {pid: line for pid, line in found.items() if pid not in spare}
+
+
+def spares_of(folder: Path) -> set[int]:
+    """The spares among such processes."""
+    return _processes_of(folder)[1]
+
+
+def _processes_of(folder: Path) -> tuple[dict[int, str], set[int]]:
+    found, spare = {}, set()
     mark = os.fsencode(folder)
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -39,7 +54,9 @@ def processes_of(folder: Path) -> dict[int, str]:
             line = (entry / "cmdline").read_bytes()
             if mark in line or mark in (entry / "environ").read_bytes():
                 found[int(entry.name)] = line.replace(b"\0", b" ").decode(errors="replace")
-    return found
+                if (entry / "comm").read_text() == f"{spares.NAME}\n":
+                    spare.add(int(entry.name))
+    return found, spare
 
 
 def mounts_below(folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 
 from pyshim.api import options_pb2, task_pb2
 from pyshim.ttrpc.client import Client
+from pyshim.zygote import spares
 from tests.integration.containerd import (
     BOUND_S,
     RUNC_ROOT,
@@ -32,6 +33,7 @@ from tests.integration.containerd import (
     parent_of,
     processes_of,
     scripts,
+    spares_of,
 )
 from tests.integration.published import Events
 
@@ -164,6 +166,7 @@ class Host:
     def holdings(self) -> dict[str, object]:
         """Everything that may leak, once no service is active."""
         eventually(lambda: not self.services(), "the services have parked")
+        eventually(self._spares_are_back, "the zygotes have their spares again")
         return {
             "processes": sorted(processes_of(self.home)),
             "descriptors": {pid: descriptors(pid) for pid in [*self.monitors(), *self.zygotes()]},
@@ -175,6 +178,10 @@ class Host:
             "states": sorted(path.name for path in (RUNC_ROOT / self.namespace).glob("*")),
             "tmp": [path for name in STRAYS for path in Path("/tmp").glob(name)],
         }
+
+    def _spares_are_back(self) -> bool:
+        count = int(self.env.get("PYSHIM_ZYGOTE_SPARES", spares.DEFAULT_COUNT))
+        return len(spares_of(self.home)) == count * len(self.zygotes())
 
     def _groups(self, name: str = "") -> Iterator[Path]:
         for pattern in (f"{self.namespace}/{name}", f"*/{self.namespace}/{name}"):

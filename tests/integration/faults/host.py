@@ -26,6 +26,8 @@ class FaultyHost(Host):
         super().__init__(home, rootfs)
         self.faults = home / "f"
         self.faults.mkdir()
+        # What a spare rehearses is nobody's call.
+        self.env["PYSHIM_ZYGOTE_SPARES"] = "0"
         self.refused: list[str] = []
 
     def start_zygote(self) -> None:

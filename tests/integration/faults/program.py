@@ -30,6 +30,7 @@ HURRIED = {
     "pyshim.service.exits": {"OPEN_TIMEOUT_S": 0.3, "DRAIN_TIMEOUT_S": 0.3},
     "pyshim.stdio.terminal": {"TERMINAL_TIMEOUT_S": 1},
     "pyshim.stdio.logger": {"END_TIMEOUT_S": 0.3, "TERM_TIMEOUT_S": 0.3},
+    "pyshim.zygote.server": {"REHEARSALS": 0},  # a rehearsal comes to points too
     "pyshim.events.publisher": {"ANSWER_TIMEOUT_S": 2, "RETRY_MAX_MS": 500},
 }
 
