@@ -22,8 +22,14 @@ NAME_IN_USE = "pyshim-service"
 
 
 def wanted() -> int:
-    """How many there are to be: PYSHIM_ZYGOTE_SPARES, or DEFAULT_COUNT.  Raises ValueError."""
-    return int(os.environ.get("PYSHIM_ZYGOTE_SPARES") or DEFAULT_COUNT)
+    """How many there are to be: PYSHIM_ZYGOTE_SPARES, or DEFAULT_COUNT where that is no number.
+
+    Nobody reads what a zygote says, and it is not to end because of this.
+    """
+    try:
+        return max(0, int(os.environ.get("PYSHIM_ZYGOTE_SPARES", DEFAULT_COUNT)))
+    except ValueError:
+        return DEFAULT_COUNT
 
 
 class Spares:
