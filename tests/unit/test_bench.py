@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 
 import pytest
@@ -85,3 +86,14 @@ def test_the_table_takes_the_place_of_the_one_before() -> None:
     assert report.inserted(made, "new") == made
     with pytest.raises(ValueError, match="no place"):
         report.inserted("before", "new")
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    results = json.loads(report.RESULTS.read_text())
+    assert [result["key"] for result in results["rows"]] == [row.key for row in rows.ROWS]
+    text = report.README.read_text()
+    assert report.inserted(text, report.markdown(results)) == text
+    for result in results["rows"]:
+        row = rows.row_of(result["key"])
+        assert rows.summarised(row, result["samples"]) == result
+        assert min(len(samples) for samples in result["samples"].values()) >= 5
