@@ -32,6 +32,8 @@ from pyshim.service.store import Store
 from pyshim.service.task import Task
 
 PARK_DELAY_S = float(os.environ.get("PYSHIM_PARK_DELAY_S", "1"))
+# Who asks for statistics alone has nothing more to say until its next round.
+GLANCE_S = min(0.1, PARK_DELAY_S)
 # containerd says Create as soon as it has an answer to `start`.
 UNUSED_S = float(os.environ.get("PYSHIM_UNUSED_S", "60"))
 DUMP_TIMEOUT_S = 10
@@ -242,13 +244,17 @@ class Activation:
                 return
             if self._busy():
                 self._touch()
-            left = self._last + PARK_DELAY_S - self._now()
+            left = self._last + self._delay_s() - self._now()
             if self.store.state.shared and self._emptied():
                 # Never parks: over API 3 nobody may ever come again to say Shutdown (#13958).
                 left = self._last + SHARED_IDLE_S - self._now()
             elif left <= 0 and await self._park():
                 return
             await self._nap(max(left, 0.01))
+
+    def _delay_s(self) -> float:
+        """How long to stay after what happened last."""
+        return GLANCE_S if self.server.methods == {"Stats"} else PARK_DELAY_S
 
     def _over(self) -> bool:
         """Whether the monitor has no more purpose.

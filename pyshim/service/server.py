@@ -38,6 +38,7 @@ class Server:
     def __init__(self, store: Store, handler: Handler) -> None:
         self.store = store
         self.running: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self.methods: set[str] = set()  # that were called in this life
         self._handler = handler
         self._readers: dict[int, framing.FrameReader] = {}
         self._sockets: dict[int, socket.socket] = {}
@@ -110,6 +111,7 @@ class Server:
         self.store.commit(*messages, owned=owned)
         consumed.add_done_callback(lambda _: self._watch(tag))
         for call in calls:
+            self.methods.add(call.method)
             self._run(call)
 
     def _request(self, tag: int, frame: framing.Frame | framing.Oversized) -> state_pb2.Call | None:
@@ -153,7 +155,11 @@ class Server:
         self.running[key] = task
         if call.method == "Wait" and call.deadline_ns:
             loop.call_later(self._left_ms(call) / 1000, self.expire)
-        task.add_done_callback(lambda _: self.running.pop(key, None))
+        task.add_done_callback(lambda _: self._done(key))
+
+    def _done(self, key: tuple[int, int]) -> None:
+        self.running.pop(key, None)
+        self.store.notify()  # it may be time to park
 
     def expire(self) -> None:
         """Ends the waits whose time is over.
