@@ -13,8 +13,9 @@ from pathlib import Path
 
 from pyshim.monitor.fds import receive
 
-# `start` takes one, and the service that it brings about the other.
-DEFAULT_COUNT = 2
+# Each takes 4 MB.  A second would serve the service that `start` brings about, which `ctr run`
+# does not gain by.
+DEFAULT_COUNT = 1
 # Long enough that the fork does not compete with what its predecessor is doing.
 REFILL_MS = 20
 NAME = "pyshim-spare"

@@ -29,9 +29,10 @@ def live(host: Host) -> None:
 
 
 def test_spares_are_used_and_replaced(host: Host) -> None:
-    live(host)
-    first = await_spares(host)
     container = host.started("/bin/sleep", "1000")
+    eventually(lambda: not host.services(), "the service has parked")
+    first = await_spares(host)
+    container.state()
     assert first & set(host.services())
     assert not first & await_spares(host)
     assert {parent_of(pid) for pid in spares_of(host.home)} <= set(host.zygotes())
