@@ -425,3 +425,67 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     int socketpair(int family, int kind, int protocol, int* fds)
     enum: MSG_CTRUNC, MSG_DONTWAIT, MSG_TRUNC, SHUT_RDWR, SO_SNDBUF
+
+# --- used by the relay for its control plane and its privileges ---
+cdef extern from *:
+    """
+    #include <errno.h>
+    static inline void set_errno(int number) { errno = number; }
+    """
+    void set_errno(int number) nogil
+
+cdef extern from "<sched.h>" nogil:
+    int setns(int fd, int kind)
+    enum: CLONE_NEWNET
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    struct tcp_info:
+        unsigned int tcpi_rtt
+        unsigned int tcpi_total_retrans
+    enum: TCP_INFO
+
+cdef extern from "<linux/filter.h>" nogil:
+    struct sock_filter:
+        unsigned short code
+        unsigned char jt
+        unsigned char jf
+        unsigned int k
+    struct sock_fprog:
+        unsigned short len
+        sock_filter* filter
+    enum: BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W
+
+cdef extern from "<linux/seccomp.h>" nogil:
+    unsigned int SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS
+    enum: SECCOMP_MODE_FILTER
+
+cdef extern from "<linux/capability.h>" nogil:
+    enum: CAP_NET_ADMIN
+
+cdef extern from *:
+    """
+    #include <linux/audit.h>
+    #include <sys/syscall.h>
+    #ifdef __x86_64__
+    #define THIS_AUDIT AUDIT_ARCH_X86_64
+    #else
+    #define THIS_AUDIT AUDIT_ARCH_AARCH64
+    #endif
+    #ifdef SYS_poll
+    #define CALL_POLL SYS_poll
+    #else
+    #define CALL_POLL SYS_ppoll
+    #endif
+    """
+    unsigned int THIS_AUDIT
+    int CALL_POLL
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum: PR_SET_KEEPCAPS
+
+cdef extern from "<sys/syscall.h>" nogil:
+    enum: SYS_accept4, SYS_bind, SYS_capset, SYS_connect, SYS_epoll_ctl, SYS_epoll_pwait, SYS_exit
+    enum: SYS_fcntl, SYS_getsockname, SYS_getsockopt, SYS_listen, SYS_madvise, SYS_mmap
+    enum: SYS_mprotect, SYS_mremap, SYS_munmap, SYS_pipe2, SYS_recvfrom, SYS_recvmsg
+    enum: SYS_rt_sigreturn, SYS_sendmsg, SYS_sendto, SYS_setitimer, SYS_setsockopt, SYS_shutdown
+    enum: SYS_socket, SYS_splice

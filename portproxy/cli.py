@@ -1,78 +1,134 @@
-"""The ``portproxy`` command: forwards ports until it is told to stop.
+"""The ``portproxy`` command: forwards ports, and asks a portproxy that does.
 
-It opens the listeners, starts one ``portproxy-relay`` for each and waits.  No byte of a connection
-passes through Python.  No relay may outlive the tool, however the tool ends.
+No byte of a connection passes through Python.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
+import json
 import os
-import select
-import shutil
-import signal
-import socket
+import re
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from portproxy.mapping import Mapping, MappingError, endpoint, parse
+from portproxy.api import DEFAULT_PATH, ApiError, ask
+from portproxy.mapping import MappingError
+from portproxy.settings import SettingError, milliseconds
 from pyshim.cli import errors
 
-RELAY = "portproxy-relay"
-START_BOUND_S = 10.0
-STOP_BOUND_S = 5.0
-STATUS_FD = 3  # docker-proxy's convention
-LISTENER_FD = 4
-ABOVE_BOTH = 10
-READ_BYTES = 4096
-PR_SET_PDEATHSIG = 1
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-STOPPING = {signal.SIGTERM, signal.SIGINT}
+Json = dict[str, Any]
+
+control_option = click.option(
+    "--control",
+    "path",
+    default=DEFAULT_PATH,
+    show_default=True,
+    metavar="PATH",
+    help="The socket of the portproxy to ask.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+set_option = click.option(
+    "--set", "options", multiple=True, metavar="NAME=VALUE", help="A setting of the mapping."
+)
 
 
-class PortproxyError(Exception):
-    """A port cannot be forwarded; the message is one line for the user."""
-
-
-@dataclass
-class Relay:
-    """A ``portproxy-relay``: ``line`` says what it forwards, ``ended`` that it was reaped."""
-
-    pid: int
-    line: str
-    ended: bool = False
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-p",
     "--publish",
     "texts",
     multiple=True,
-    metavar="[BIND:]PORT:HOST:PORT[/tcp]",
+    metavar="[BIND:]PORT[-PORT]:HOST:PORT[-PORT][/tcp|udp|sctp|both]",
     help="Forward PORT of this machine to PORT of HOST. IPv6 addresses go in brackets; port 0 "
-    "lets the system choose. Can be given more than once.",
+    "lets the system choose; unix:PATH stands on both sides, fd:NAME for a socket of systemd's, "
+    "netns:NAME! before a host. Can be given more than once.",
 )
+@set_option
+@click.option("--config", "config_path", metavar="FILE.toml", help="Forward what a file names.")
+@click.option("--control", "path", metavar="PATH", help="Where to listen for status, add, rm …")
+@click.option("--container-pid", metavar="PID[:IFACE]", help="Forward to this process's address.")
+@click.option("--mode", type=click.Choice(["user", "auto", "nft"]), help="Who forwards.")
+@click.option("--user", metavar="USER", help="As whom the data plane runs (nobody).")
+@click.option("--metrics", metavar="ADDRESS:PORT", help="Where Prometheus finds the counters.")
+@click.option("--access-log", metavar="FILE", help="One line for each connection; - is stdout.")
+@click.option("--drain", metavar="TIME", help="How long connections may outlive SIGTERM.")
+@click.option("--no-seccomp", is_flag=True, help="Do not filter the data plane's system calls.")
 @click.version_option(package_name="pyshim", message="portproxy %(version)s")
-def command(texts: tuple[str, ...]) -> None:
-    """Forward TCP ports of this machine to other addresses, until SIGTERM or Ctrl-C."""
+@click.pass_context
+def command(context: click.Context, /, texts: tuple[str, ...], **options: object) -> None:
+    """Forward ports of this machine to other addresses, until SIGTERM or Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        if texts or any(value for name, value in options.items() if name != "path"):
+            raise click.UsageError(f"{context.invoked_subcommand} takes its options behind it")
+        return
+    _serve(texts, options)
+
+
+def _serve(texts: tuple[str, ...], options: Json) -> None:
+    """Runs the service."""
+    from portproxy.config import Config, ConfigError, load
+    from portproxy.service import Service, ServiceError
+    from portproxy.spec import make
+
+    each: Json = _settings(options["options"])
+    if options["mode"]:
+        each["mode"] = options["mode"]
+    if options["container_pid"]:
+        each["container_pid"] = options["container_pid"]
+    config_path = options["config_path"] or ""
     try:
-        mappings = [parse(text) for text in texts]
-    except MappingError as error:
+        config = load(config_path) if config_path else Config(drain_ms=0)
+        specs = [spec for text in texts for spec in make(text, each, "-p")]
+        if options["drain"]:
+            config = replace(config, drain_ms=milliseconds(options["drain"]))
+    except (ConfigError, MappingError, SettingError) as error:
         _leave(str(error), EXIT_USAGE)
-    if not mappings:
+    if not specs and not config_path:
         _leave("nothing to forward; name a port, as in -p 8080:10.0.0.2:80", EXIT_USAGE)
+    given = {name: options[name] for name in ("user", "metrics", "access_log") if options[name]}
+    if options["no_seccomp"]:
+        given["seccomp"] = False
+    config = replace(config, **given)
+    path = options["path"] or (DEFAULT_PATH if config_path else "")
+    if path:
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    service = Service(
+        config, path, config_path, lambda line: click.echo(f"listening on {line}"), specs
+    )
     try:
-        forward(mappings)
-    except PortproxyError as error:
+        _run(service.run())
+    except ServiceError as error:
         _leave(str(error), EXIT_FAILED)
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs the loop: uvloop's."""
+    import uvloop
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(main)
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+
+
+def _settings(words: tuple[str, ...]) -> Json:
+    """``NAME=VALUE`` words as settings."""
+    found: Json = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {word}: give NAME=VALUE")
+        found[name] = {"true": True, "false": False}.get(value, value)
+    return found
 
 
 def main() -> None:
@@ -82,161 +138,139 @@ def main() -> None:
 
 def _leave(message: str, code: int) -> NoReturn:
     click.echo(f"portproxy: {message}", err=True)
+    sys.stderr.flush()
     sys.exit(code)
 
 
-def forward(mappings: list[Mapping]) -> None:
-    """Forwards all ``mappings`` until SIGTERM or SIGINT; leaves no relay behind.
-
-    Raises PortproxyError when one cannot be started or has ended.
-    """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Blocked signals stay pending until sigwait() asks, so none can be missed.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*STOPPING, signal.SIGCHLD})
-    program = find_relay()
-    relays: list[Relay] = []
+def _ask(path: str, request: Json) -> Json:
     try:
-        for mapping in mappings:
-            relays.append(start(program, mapping))
-            click.echo(f"listening on {relays[-1].line}")
-        _check(relays)  # the end of an early one may have been taken for that of a later one
-        while signal.sigwait({*STOPPING, signal.SIGCHLD}) not in STOPPING:
-            _check(relays)
-    finally:
-        stop(relays)
+        return ask(path, request)
+    except ApiError as error:
+        _leave(str(error), EXIT_FAILED)
 
 
-def find_relay() -> str:
-    """The path of the relay: beside the interpreter, or on PATH.  Raises PortproxyError."""
-    beside = Path(sys.executable).parent / RELAY
-    if os.access(beside, os.X_OK):
-        return str(beside)
-    found = shutil.which(RELAY)
-    if found is None:
-        raise PortproxyError(f"{RELAY} is neither in {beside.parent} nor on PATH; reinstall pyshim")
-    return found
+@command.command()
+@control_option
+@json_option
+def status(path: str, as_json: bool) -> None:
+    """Show every mapping and its counters; exits with 1 when the service is not ready."""
+    answer = _ask(path, {"do": "status"})
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        from portproxy import tables
+
+        tables.status(answer)
+    if answer["ready"] != "yes":
+        sys.exit(EXIT_FAILED)
 
 
-def start(program: str, mapping: Mapping) -> Relay:
-    """Starts the relay ``program`` for ``mapping`` and waits, within a bound, until it serves.
+@command.command()
+@control_option
+@json_option
+def ps(path: str, as_json: bool) -> None:
+    """Show every connection."""
+    answer = _ask(path, {"do": "ps"})
+    if as_json:
+        click.echo(json.dumps(answer["connections"]))
+    else:
+        from portproxy import tables
 
-    Raises PortproxyError; a relay that does not serve has ended then.
-    """
-    address = _resolve(mapping)
-    with _listen(mapping) as listener:
-        port = listener.getsockname()[1]
-        command = [program, "-proto", "tcp", "-host-ip", mapping.bind, "-host-port", str(port)]
-        command += ["-container-ip", address, "-container-port", str(mapping.host_port)]
-        where = endpoint(mapping.bind, port)
-        line = f"{where} -> {endpoint(mapping.host, mapping.host_port)}"
-        ours, theirs = os.pipe()
-        try:
-            relay = Relay(_spawn([*command, "-use-listen-fd"], theirs, listener.fileno()), line)
-        finally:
-            os.close(theirs)
+        tables.connections(answer["connections"])
+
+
+@command.command()
+@control_option
+@click.option("--interval", default="2s", show_default=True, metavar="TIME")
+@click.option("--once", is_flag=True, help="Show it once and end.")
+def top(path: str, interval: str, once: bool) -> None:
+    """Show what the connections carry, again and again, until Ctrl-C."""
+    from portproxy import tables
+
     try:
-        answer = _status(ours)
-    finally:
-        os.close(ours)
-    if answer != b"0\n":
-        stop([relay])
-        reason = answer[2:].decode(errors="replace") or "the relay ended without a reason"
-        raise PortproxyError(f"cannot forward {line}: {reason}")
-    return relay
+        wait_s = milliseconds(interval) / 1000
+    except SettingError as error:
+        raise click.UsageError(f"--interval: {error}") from error
+    tables.top(lambda: _ask(path, {"do": "ps"})["connections"], wait_s, once)
 
 
-def _resolve(mapping: Mapping) -> str:
-    """The address of the mapping's host."""
+@command.command()
+@click.argument("publish")
+@set_option
+@control_option
+@json_option
+def add(publish: str, options: tuple[str, ...], path: str, as_json: bool) -> None:
+    """Forward one more port (PUBLISH is what -p takes)."""
+    answer = _ask(path, {"do": "add", "publish": publish, "options": _settings(options)})
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    for line in answer["added"]:
+        click.echo(f"listening on {line}")
+    for title, port, reason in answer["failed"]:
+        click.echo(f"{title}: port {port} is left out: {reason}", err=True)
+
+
+@command.command()
+@click.argument("publish")
+@control_option
+@json_option
+def rm(publish: str, path: str, as_json: bool) -> None:
+    """Stop forwarding: PUBLISH is a name or a listener; its connections are closed."""
+    _removed(_ask(path, {"do": "rm", "publish": publish}), as_json)
+
+
+@command.command()
+@click.argument("publish")
+@control_option
+@json_option
+def drain(publish: str, path: str, as_json: bool) -> None:
+    """Stop listening: the connections that are there go on until they end."""
+    _removed(_ask(path, {"do": "drain", "publish": publish}), as_json)
+
+
+def _removed(answer: Json, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    for key in answer["removed"]:
+        click.echo(f"no longer listening on {key}")
+
+
+@command.command()
+@control_option
+@json_option
+def reload(path: str, as_json: bool) -> None:
+    """Read the file again; with a mistake in it nothing changes."""
+    answer = _ask(path, {"do": "reload"})
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    counts = [f"{len(answer[what])} {what}" for what in ("added", "changed", "removed")]
+    click.echo(f"reloaded: {', '.join(counts)}")
+
+
+@command.command()
+@click.argument("serial", type=int)
+@control_option
+def kill(serial: int, path: str) -> None:
+    """Reset one connection, by the number that ps shows."""
+    _ask(path, {"do": "kill", "serial": serial})
+
+
+@command.command("nft-dump")
+@click.option("--config", "config_path", required=True, metavar="FILE.toml")
+def nft_dump(config_path: str) -> None:
+    """Print, in nft's language, what the kernel would get for a file."""
+    from portproxy.config import ConfigError, load
+    from portproxy.nft import forwards, obstacle, ruleset
+
     try:
-        found = socket.getaddrinfo(mapping.host, mapping.host_port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise PortproxyError(f"cannot find host {mapping.host}: {error.strerror}") from error
-    return str(found[0][4][0])
-
-
-def _listen(mapping: Mapping) -> socket.socket:
-    """A listener on the mapping's address."""
-    family = socket.AF_INET6 if ":" in mapping.bind else socket.AF_INET
-    try:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((mapping.bind, mapping.port))
-            listener.listen(2**31 - 1)  # the kernel cuts it to somaxconn
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        where = endpoint(mapping.bind, mapping.port)
-        text = (error.strerror or str(error)).lower()
-        raise PortproxyError(f"cannot listen on {where}: {text}") from error
-    return listener
-
-
-def _spawn(command: list[str], status: int, listener: int) -> int:
-    """Executes ``command`` with its status pipe and listener in place; returns its pid."""
-    prctl = ctypes.CDLL(None).prctl
-    # docker-proxy's default hides that an answer was cut off; the tool has no reason to.
-    environment = {"PORTPROXY_RESET": "propagate", **os.environ}
-    parent = os.getpid()
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    reply = fcntl.fcntl(status, fcntl.F_DUPFD_CLOEXEC, ABOVE_BOTH)
-    try:
-        taken = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, ABOVE_BOTH)
-        os.setpgid(0, 0)  # Ctrl-C is for the tool, which ends its relays in order
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() == parent:  # else it died before the line above
-            os.dup2(reply, STATUS_FD)
-            os.dup2(taken, LISTENER_FD)
-            os.execve(command[0], command, environment)
-    except OSError as error:
-        os.write(reply, f"1\ncannot run {command[0]}: {error.strerror}".encode())
-    finally:
-        os._exit(EXIT_FAILED)
-
-
-def _status(pipe: int) -> bytes:
-    """What a relay reports: ``0`` and a newline, or ``1``, a newline and the reason."""
-    deadline = time.monotonic() + START_BOUND_S
-    answer = b""
-    while answer != b"0\n":
-        left = max(0.0, deadline - time.monotonic())
-        if not select.select([pipe], [], [], left)[0]:
-            return f"1\nthe relay has not reported within {START_BOUND_S:.0f} s".encode()
-        part = os.read(pipe, READ_BYTES)
-        if not part:
-            break
-        answer += part
-    return answer
-
-
-def _check(relays: list[Relay]) -> None:
-    """Raises PortproxyError if one of ``relays`` has ended."""
-    for relay in relays:
-        pid, status = os.waitpid(relay.pid, os.WNOHANG)
-        if pid:
-            relay.ended = True
-            code = os.waitstatus_to_exitcode(status)
-            how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-            raise PortproxyError(f"the relay of {relay.line} has ended {how}")
-
-
-def stop(relays: list[Relay]) -> None:
-    """Ends ``relays`` with SIGINT and, after a bound, SIGKILL; returns when all were reaped."""
-    for relay in relays:
-        if not relay.ended:
-            os.kill(relay.pid, signal.SIGINT)
-    deadline = time.monotonic() + STOP_BOUND_S
-    for relay in relays:
-        while not relay.ended:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                os.kill(relay.pid, signal.SIGKILL)
-            relay.ended = os.waitpid(relay.pid, 0 if left <= 0 else os.WNOHANG)[0] != 0
-            if not relay.ended:
-                signal.sigtimedwait({signal.SIGCHLD}, min(left, 0.1))
+        config = load(config_path)
+    except ConfigError as error:
+        _leave(str(error), EXIT_USAGE)
+    specs = [spec.resolved(spec.mapping.host) for spec in config.specs if spec.mode != "user"]
+    # Where nothing is looked up, a host with a name is left out.
+    specs = [spec for spec in specs if not re.search("[g-z]", spec.address)]
+    wanted = [each for spec in specs if not obstacle(spec) for each in forwards(spec)]
+    click.echo(ruleset(f"portproxy_{os.getpid()}", wanted))

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ANY_ADDRESS = "0.0.0.0"
-FORM = "[BIND:]PORT:HOST:PORT[/tcp]"
+FORM = "[BIND:]PORT[-PORT]:HOST:PORT[-PORT][/tcp|udp|sctp|both]"
 LAST_PORT = 65535
+LONGEST_UNIX_PATH = 106
+PROTOCOLS = ("tcp", "udp", "sctp", "both")
 HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 FIELD = re.compile(r"\[([^\[\]]*)\]|([^:\[\]]*)")
+NAMESPACE = re.compile(r"(netns|pid|container):([A-Za-z0-9_./-]+)!")
+UNIX = re.compile(r"unix:([/@][!-9;-~]*)")
+INHERITED = re.compile(r"fd:([A-Za-z0-9_.-]+)")
+SPECIAL_TARGET = re.compile(r":(?=(?:unix|netns|pid|container):)")
+SPECIAL = re.compile(r"(?:^|:)(?:unix|netns|pid|container):")
 
 
 class MappingError(ValueError):
@@ -22,16 +29,53 @@ class MappingError(ValueError):
 
 @dataclass(frozen=True)
 class Mapping:
-    """One forwarded TCP port.  ``port`` 0 lets the kernel choose."""
+    """A forwarded port, or ``ports`` of them in a row.  ``port`` 0 lets the kernel choose.
+
+    ``spread``: each port of the range has its own port behind it.  ``listen_unix`` and ``unix`` are
+    paths (or ``@`` and an abstract name) in place of an address and a port; ``listen_fd`` is an
+    inherited socket's number or name; ``listen_netns`` and ``netns`` name a network namespace
+    (``netns:NAME``, ``netns:/PATH``, ``pid:N``, ``container:ID``).
+    """
 
     bind: str
     port: int
     host: str
     host_port: int
+    protocol: str = "tcp"
+    ports: int = 1
+    spread: bool = False
+    listen_unix: str = ""
+    listen_fd: str = ""
+    listen_netns: str = ""
+    unix: str = ""
+    netns: str = ""
 
     def __str__(self) -> str:
         """The text that ``parse`` reads back to the same mapping."""
-        return f"{endpoint(self.bind, self.port)}:{endpoint(self.host, self.host_port)}"
+        return f"{self.listener}:{self.target}/{self.protocol}"
+
+    @property
+    def listener(self) -> str:
+        """Where clients come to, as ``parse`` reads it."""
+        if self.listen_unix:
+            return f"unix:{self.listen_unix}"
+        if self.listen_fd:
+            return f"fd:{self.listen_fd}"
+        where = _range(endpoint(self.bind, self.port), self.port, self.ports)
+        return f"{self.listen_netns}!{where}" if self.listen_netns else where
+
+    @property
+    def target(self) -> str:
+        """Where they are forwarded to, as ``parse`` reads it."""
+        before = f"{self.netns}!" if self.netns else ""
+        if self.unix:
+            return f"{before}unix:{self.unix}"
+        where = endpoint(self.host, self.host_port)
+        return before + (_range(where, self.host_port, self.ports) if self.spread else where)
+
+
+def _range(text: str, first: int, ports: int) -> str:
+    return f"{text}-{first + ports - 1}" if ports > 1 else text
 
 
 def endpoint(address: str, port: int) -> str:
@@ -39,31 +83,119 @@ def endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def parse(text: str) -> Mapping:
-    """Reads ``[BIND:]PORT:HOST:PORT[/tcp]``; IPv6 addresses are in brackets.
+def parse_all(text: str) -> list[Mapping]:
+    """Reads one text; ``/both`` makes a TCP and a UDP mapping of it.  Raises MappingError."""
+    mapping = parse(text)
+    if mapping.protocol != "both":
+        return [mapping]
+    return [replace(mapping, protocol="tcp"), replace(mapping, protocol="udp")]
 
-    Without BIND it is every IPv4 address of this machine.  Raises MappingError.
+
+def parse(text: str) -> Mapping:
+    """Reads ``LISTENER:TARGET[/PROTOCOL]``; IPv6 addresses are in brackets.
+
+    LISTENER is ``[NAMESPACE!][BIND:]PORT[-PORT]``, ``unix:PATH`` or ``fd:NUMBER-OR-NAME``; TARGET
+    is ``[NAMESPACE!]HOST:PORT[-PORT]`` or ``unix:PATH``.  Without BIND it is every IPv4 address of
+    this machine.  Raises MappingError.
     """
+    body, protocol = _protocol(text)
+    listener, target = _halves(text, body)
+    made = _target(text, target, _listener(text, listener))
+    made = replace(made, protocol=protocol)
+    if protocol != "tcp" and (made.unix or made.listen_unix):
+        raise MappingError(f"{text!r}: only tcp goes through a Unix socket, not {protocol}")
+    return made
+
+
+def _protocol(text: str) -> tuple[str, str]:
+    """The text without its protocol, and the protocol."""
     body, slash, protocol = text.rpartition("/")
-    if not slash:
-        body, protocol = text, "tcp"
-    if protocol in {"udp", "sctp"}:
-        raise MappingError(f"{text!r}: {protocol} is not supported yet, only tcp is")
-    if protocol != "tcp":
-        raise MappingError(f"{text!r}: {protocol!r} is no protocol; it can only be tcp")
-    fields = _fields(text, body)
+    if slash and protocol in PROTOCOLS:
+        return body, protocol
+    if not slash or SPECIAL.search(text):
+        return text, "tcp"
+    raise MappingError(
+        f"{text!r}: {protocol!r} is no protocol; there are tcp, udp, sctp and both (tcp and udp)"
+    )
+
+
+def _halves(text: str, body: str) -> tuple[str, str]:
+    """The listener and the target, as texts."""
+    start = NAMESPACE.match(body)
+    at = start.end() if start else 0
+    special = UNIX.match(body, at) or INHERITED.match(body, at)
+    if special is not None:
+        if special.end() < len(body) and body[special.end()] == ":":
+            return body[: special.end()], body[special.end() + 1 :]
+        raise MappingError(f"{text!r}: behind {special.group()!r} comes : and where to forward to")
+    found = SPECIAL_TARGET.search(body, at)
+    if found is not None:
+        return body[: found.start()], body[found.end() :]
+    fields = _fields(text, body[at:])
     if len(fields) not in {3, 4}:
         raise MappingError(
             f"{text!r} has {len(fields)} parts, not the 3 or 4 of {FORM}{_hint(body)}"
         )
-    bind = _bind(text, fields[0]) if len(fields) == 4 else ANY_ADDRESS
-    port, host, host_port = fields[-3:]
-    return Mapping(
-        bind,
-        _port(text, port, 0, "to listen on"),
-        _host(text, host),
-        _port(text, host_port, 1, "to forward to"),
-    )
+    return body[:at] + ":".join(fields[:-2]), ":".join(fields[-2:])
+
+
+def _listener(text: str, listener: str) -> Mapping:
+    """A mapping of which only the listener is known."""
+    made = Mapping(ANY_ADDRESS, 0, "", 0)
+    match = NAMESPACE.match(listener)
+    if match is not None:
+        made = replace(made, listen_netns=match.group()[:-1])
+        listener = listener[match.end() :]
+    special = UNIX.fullmatch(listener)
+    inherited = INHERITED.fullmatch(listener)
+    if special is not None or inherited is not None:
+        if made.listen_netns:
+            raise MappingError(f"{text!r}: only an address and a port are in a namespace")
+        if special is not None:
+            return replace(made, listen_unix=_path(text, special.group(1)))
+        return replace(made, listen_fd=listener[3:])
+    fields = _fields(text, listener)
+    if len(fields) not in {1, 2}:
+        raise MappingError(f"{text!r}: {listener!r} is not [BIND:]PORT[-PORT]{_hint(listener)}")
+    if len(fields) == 2:
+        made = replace(made, bind=_bind(text, fields[0]))
+    first, last = _ports(text, fields[-1], 0, "to listen on")
+    return replace(made, port=first, ports=last - first + 1)
+
+
+def _target(text: str, target: str, made: Mapping) -> Mapping:
+    """The mapping with its target."""
+    match = NAMESPACE.match(target)
+    if match is not None:
+        made = replace(made, netns=match.group()[:-1])
+        target = target[match.end() :]
+    special = UNIX.fullmatch(target)
+    if special is not None:
+        if made.netns:
+            raise MappingError(f"{text!r}: a Unix socket is found by its path, not in a namespace")
+        return replace(made, unix=_path(text, special.group(1)))
+    fields = _fields(text, target)
+    if len(fields) != 2:
+        raise MappingError(f"{text!r}: {target!r} is not HOST:PORT[-PORT]{_hint(target)}")
+    first, last = _ports(text, fields[1], 1, "to forward to")
+    if last != first and last - first + 1 != made.ports:
+        raise MappingError(
+            f"{text!r}: {made.ports} ports cannot lead to {last - first + 1}; "
+            "give as many, or one that all lead to"
+        )
+    made = replace(made, host=_host(text, fields[0]), host_port=first, spread=last != first)
+    if made.netns and HOST_NAME.fullmatch(made.host) and not re.fullmatch(r"[0-9.]+", made.host):
+        raise MappingError(f"{text!r}: in a namespace the host must be an address")
+    return made
+
+
+def _path(text: str, path: str) -> str:
+    """The path of a Unix socket."""
+    if len(path) > LONGEST_UNIX_PATH or len(path) < 2:
+        raise MappingError(f"{text!r}: {path!r} has no length that a Unix socket's path can have")
+    if '"' in path or "\\" in path:
+        raise MappingError(f'{text!r}: a path with " or \\ is not supported')
+    return path
 
 
 def _fields(text: str, body: str) -> list[str]:
@@ -121,6 +253,18 @@ def _host(text: str, field: str) -> str:
     if len(field) > 253 or not HOST_NAME.fullmatch(field):
         raise MappingError(f"{text!r}: {field!r} is not a host to forward to")
     return field
+
+
+def _ports(text: str, field: str, least: int, what: str) -> tuple[int, int]:
+    """The first and the last port of ``PORT`` or ``PORT-PORT``."""
+    low, dash, high = field.partition("-")
+    if not dash or not low:
+        port = _port(text, field, least, what)
+        return port, port
+    first, last = _port(text, low, 1, what), _port(text, high, 1, what)
+    if last < first:
+        raise MappingError(f"{text!r}: {field!r} ends before it begins")
+    return first, last
 
 
 def _port(text: str, field: str, least: int, what: str) -> int:

@@ -7,6 +7,7 @@ from linux cimport (
     msghdr,
     sigset_t,
     sockaddr_in6,
+    sock_filter,
     sockaddr_un,
 )
 
@@ -17,7 +18,8 @@ cdef extern from *:
 cdef enum:
     STATUS_FD = 3
     LISTENER_FD = 4
-    LINE_BYTES = 1024  # longer messages are cut
+    LINE_BYTES = 8192  # longer messages are cut
+    SHOWN_BYTES = 6000  # so long may a mapping's line be, to be shown in one of ours
     PREFIX_BYTES = 17  # "portproxy-relay: "
     BUFFER_BYTES = 65536
     PIPE_BYTES = 262144
@@ -85,6 +87,9 @@ cdef enum:
     OF_SESSION = 4
     OF_LINK = 5
     OF_STATS = 6
+    OF_MAPPING = 7
+    OF_CONTROL = 8
+    OF_CONTROLLER = 9
 
     # How far a connection is.
     AWAITS_HEADER = 0
@@ -96,6 +101,12 @@ cdef enum:
     ROUND_ROBIN = 1
     LEAST = 2
     SOURCE = 3
+
+    CONTROL_VERSION = 1
+    ORDERED = 128  # sockets in one order
+    PASSED = 16  # descriptors that one command may have with it
+    DIAL_CLASSES = 14  # up to 1, 2, 4 ... 4096 ms, and all that took longer
+    CAPABILITY_VERSION = 0x20080522
 
     PARSE_MORE = 0
     PARSE_BAD = -1
@@ -127,18 +138,25 @@ cdef struct Client:
 
 cdef struct Backend:
     sockaddr_in6 address
+    sockaddr_un* path  # NULL: it is no Unix socket
+    unsigned int path_size
+    bint down  # the control plane says so
     long connections
     int failures
     long first_failure_ms
     long out_until_ms
 
 cdef struct Mapping:
-    Mapping* next
-    Listener* listeners
+    Timer timer  # of one that has been removed
     int ports
     int wire  # IPPROTO_…
     bint given  # the listener is an inherited descriptor
     int given_fd
+    int listen_netns
+    int backend_netns
+    bint partial  # ports that cannot be opened are left out
+    char* text  # what the words are parts of
+    char* shown
     bint spread  # each port of a range has its own port behind it
     const char* host_text
     sockaddr_in6 host
@@ -180,6 +198,15 @@ cdef struct Mapping:
     Rules* access
     Rules* trusted
 
+    # What has become of it; an update changes only what stands before this.
+    long serial
+    Mapping* next
+    Listener* listeners
+    bint serving
+    bint removed
+    long spliced
+    long dial_ms
+    long[DIAL_CLASSES] dials
     Client** clients
     Bucket accept_bucket
     Bucket byte_bucket
@@ -249,9 +276,16 @@ cdef struct Link:
     long retry_until_ms
     long wake_ms  # the next try, or the next bytes; 0: none
     Bucket bucket
+    Link* newer
+    Link* older
+    long serial
+    long dialled_ms
+    long dial_ms  # -1: not reached yet
+    long first_byte_ms
     sockaddr_in6 peer
+    sockaddr_in6 sender  # who connected, whoever that speaks for
     sockaddr_in6 local
-    int backend  # -1: none
+    int backend  # -1: none, or one that has been taken away
     unsigned short offset
     unsigned short retry_ms
     unsigned char phase
@@ -283,6 +317,26 @@ cdef struct Session:
     unsigned char answers_singly
     unsigned char ended
 
+# What the relay asks its broker for.
+cdef struct Order:
+    int family
+    int kind
+    int wire
+    int binds
+    int count
+    int receive_bytes
+    sockaddr_in6 address
+
+# ... and what it got: so many sockets, and the errno for which there are no more.
+cdef struct Fulfilment:
+    int made
+    int number
+
+# One end of the control channel, as epoll knows it.
+cdef struct Control:
+    unsigned char kind
+    int fd
+
 cdef struct SctpInfo:
     unsigned short stream
     unsigned short ssn
@@ -306,6 +360,29 @@ cdef bint use_listen_fd
 cdef long drain_ms
 cdef const char* log_text
 cdef const char* stats_path
+
+cdef int control_fd  # -1: there is no control plane
+cdef int broker_fd
+cdef bint changes_user
+cdef long run_as_uid
+cdef long run_as_gid
+cdef bint keeps_net_admin
+cdef bint filters_calls
+cdef Control commander  # the control plane
+cdef Control controller  # where the next one comes
+cdef int[PASSED] passed
+cdef int passed_count
+cdef char[BUFFER_BYTES] reply
+cdef size_t reply_length
+cdef int failed_errno
+cdef long next_serial
+cdef long last_link_serial
+cdef Link* newest_link
+cdef bint forgotten  # a mapping has been removed, or its last connection has ended
+cdef long reports_closes  # 0: none, n: every nth
+cdef long closes_seen
+cdef long events_lost
+cdef int pipes_open
 
 cdef Mapping* mappings
 cdef Mapping plain  # what a mapping has before anybody asks for something else
@@ -386,6 +463,7 @@ cdef bint next_word(const char* text, size_t* at, char* word) noexcept nogil
 cdef Rules* read_rules(const char* text) noexcept nogil
 cdef bint read_rule(char* word, Rule* rule) noexcept nogil
 cdef const char* read_backends(Mapping* mapping, const char* text) noexcept nogil
+cdef bint read_backend(const char* text, int port, Backend* backend) noexcept nogil
 cdef void read_mappings() noexcept nogil
 cdef const char* read_mapping(char* text) noexcept nogil
 cdef const char* take_words(Mapping* mapping, char* text) noexcept nogil
@@ -411,14 +489,19 @@ cdef void tune_sctp(int fd) noexcept nogil
 cdef int kind_of(Mapping* mapping) noexcept nogil
 cdef int new_socket(Mapping* mapping, int family) noexcept nogil
 cdef void open_all() noexcept nogil
-cdef void open_listener(Listener* listener) noexcept nogil
-cdef void bind_listener(Listener* listener) noexcept nogil
-cdef void take_listener(Listener* listener) noexcept nogil
+cdef bint prepare_listeners(Mapping* mapping) noexcept nogil
+cdef void prepare_clients(Mapping* mapping) noexcept nogil
+cdef bint open_listener(Listener* listener) noexcept nogil
+cdef bint bind_listener(Listener* listener) noexcept nogil
+cdef int bound_socket(
+    int family, int kind, int wire, const sockaddr_in6* address, const char** what
+) noexcept nogil
+cdef bint take_listener(Listener* listener) noexcept nogil
 cdef void tune_datagrams(Listener* listener) noexcept nogil
 cdef int number_of(int fd, int name) noexcept nogil
 cdef const char* protocol_name(int wire, bint large) noexcept nogil
 cdef const char* either(bint first, const char* yes, const char* no) noexcept nogil
-cdef void fail_to_listen(Mapping* mapping, int offset, const char* what) noexcept nogil
+cdef bint cannot_listen(Mapping* mapping, int offset, const char* what) noexcept nogil
 cdef const char* reason(int number) noexcept nogil
 
 cdef void serve() noexcept nogil
@@ -435,6 +518,7 @@ cdef void run_timers() noexcept nogil
 
 cdef void accept_clients(Listener* listener) noexcept nogil
 cdef bint prepare_socket(Mapping* mapping) noexcept nogil
+cdef bint takes_prepared(Mapping* mapping, int family) noexcept nogil
 cdef int take_socket(Mapping* mapping, int family) noexcept nogil
 cdef void pause(Listener* listener) noexcept nogil
 cdef void resume() noexcept nogil
@@ -460,11 +544,13 @@ cdef void set_address(
 ) noexcept nogil
 cdef bint read_named(int family, const char* text, const char* port, sockaddr_in6* address) noexcept nogil
 cdef bint owe_header(Link* link) noexcept nogil
+cdef void find_local(Link* link) noexcept nogil
 cdef void say_raw(const sockaddr_in6* address, bint six) noexcept nogil
 
 cdef void connect_first(Link* link) noexcept nogil
 cdef int pick_backend(Mapping* mapping, const sockaddr_in6* peer, int tried) noexcept nogil
 cdef void connect_backend(Link* link) noexcept nogil
+cdef int connect_to(int fd, Backend* backend, const sockaddr_in6* address) noexcept nogil
 cdef void place_socket(int fd, Mapping* mapping, const sockaddr_in6* peer, int family) noexcept nogil
 cdef bint bind_source(int fd, const sockaddr_in6* source) noexcept nogil
 cdef void connect_failed(Link* link, int number) noexcept nogil
@@ -525,6 +611,9 @@ cdef void open_stats() noexcept nogil
 cdef void send_stats() noexcept nogil
 cdef void send_close(Link* link, const char* why) noexcept nogil
 cdef void send_totals() noexcept nogil
+cdef void say_totals(Mapping* mapping) noexcept nogil
+cdef void say_link(Link* link) noexcept nogil
+cdef void say_backend(Link* link) noexcept nogil
 cdef void begin_stats(Mapping* mapping, const char* event) noexcept nogil
 cdef void say_count(const char* name, long number) noexcept nogil
 cdef void begin(const char* text) noexcept nogil
@@ -541,3 +630,67 @@ cdef void begin_record() noexcept nogil
 cdef void refuse() noexcept nogil
 cdef void fail() noexcept nogil
 cdef void complain(const sockaddr_in6* address, int offset, int number) noexcept nogil
+
+cdef void begin_control() noexcept nogil
+cdef void take_controller() noexcept nogil
+cdef void lose_commander() noexcept nogil
+cdef void take_commands() noexcept nogil
+cdef void command(char* text) noexcept nogil
+cdef long number_in(char** text) noexcept nogil
+cdef Mapping* mapping_named(char** text) noexcept nogil
+cdef void begin_reply() noexcept nogil
+cdef bint reply_line() noexcept nogil
+cdef void reply_ok(long number, long other) noexcept nogil
+cdef void reply_error(long port, long number, const char* text) noexcept nogil
+cdef void say_hello() noexcept nogil
+cdef char* copy_text(const char* text) noexcept nogil
+cdef int take_passed(long number) noexcept nogil
+cdef bint is_of_control(const char* word) noexcept nogil
+cdef const char* set_of_control(Mapping* mapping, const char* word, const char* value) noexcept nogil
+cdef Mapping* read_draft(const char* text) noexcept nogil
+cdef void add_mapping(const char* text) noexcept nogil
+cdef void failed_errno_reset() noexcept nogil
+cdef void refuse_mapping(Mapping* mapping, int offset) noexcept nogil
+cdef void learn_port(Mapping* mapping) noexcept nogil
+cdef void start_mapping(Mapping* mapping) noexcept nogil
+cdef void update_mapping(Mapping* mapping, const char* text) noexcept nogil
+cdef void forget_backends(Mapping* mapping) noexcept nogil
+cdef void exchange_settings(Mapping* mapping, Mapping* draft) noexcept nogil
+cdef void remove_command(Mapping* mapping, char* text) noexcept nogil
+cdef void remove_mapping(Mapping* mapping, long ms) noexcept nogil
+cdef void close_listeners(Mapping* mapping) noexcept nogil
+cdef void close_listener(Listener* listener) noexcept nogil
+cdef void close_links_of(Mapping* mapping, const char* why) noexcept nogil
+cdef void mapping_due(Mapping* mapping) noexcept nogil
+cdef void free_mappings() noexcept nogil
+cdef void free_mapping(Mapping* mapping) noexcept nogil
+cdef void mark_backend(Mapping* mapping, char* text) noexcept nogil
+cdef void list_mappings(long cursor) noexcept nogil
+cdef void say_mapping(Mapping* mapping) noexcept nogil
+cdef void say_process(long cursor) noexcept nogil
+cdef void reply_length_add(size_t n) noexcept nogil
+cdef void list_links(long cursor) noexcept nogil
+cdef void say_connection(Link* link) noexcept nogil
+cdef void kill_link(long serial) noexcept nogil
+cdef void report_closes(long one_in) noexcept nogil
+cdef void drain_all(long ms) noexcept nogil
+cdef void count_dial(Link* link) noexcept nogil
+
+cdef bint read_user(const char* text) noexcept nogil
+cdef void begin_broker() noexcept nogil
+cdef void serve_orders(int fd, int home) noexcept nogil
+cdef void fulfil(Order* order, Fulfilment* done, int* made) noexcept nogil
+cdef int ask_broker(int family, Mapping* mapping, int netns) noexcept nogil
+cdef bint bind_by_broker(Listener* listener, const sockaddr_in6* address) noexcept nogil
+cdef int place_order(Order* order, int netns, int* made) noexcept nogil
+cdef int send_with_fds(int fd, void* data, size_t n, int* fds, int count) noexcept nogil
+cdef int receive_with_fds(
+    int fd, void* data, size_t n, int* fds, int most, int* count
+) noexcept nogil
+cdef void drop_privileges() noexcept nogil
+cdef void filter_calls() noexcept nogil
+cdef int add_filter(
+    sock_filter* rules, int n, int code, int yes, int no, unsigned int value
+) noexcept nogil
+cdef int allowed_calls(int* calls) noexcept nogil
+cdef int allow(int* calls, int n, int a, int b, int c, int d) noexcept nogil

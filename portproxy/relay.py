@@ -20,7 +20,17 @@ from cython.cimports.linux import (
     AF_INET,
     AF_INET6,
     AF_UNIX,
+    BPF_ABS,
+    BPF_JEQ,
+    BPF_JMP,
+    BPF_K,
+    BPF_LD,
+    BPF_RET,
+    BPF_W,
+    CALL_POLL,
+    CAP_NET_ADMIN,
     CLOCK_MONOTONIC,
+    CLONE_NEWNET,
     CMSG_DATA,
     CMSG_FIRSTHDR,
     CMSG_LEN,
@@ -36,8 +46,10 @@ from cython.cimports.linux import (
     EINTR,
     EINVAL,
     EIO,
+    EMFILE,
     EMSGSIZE,
     ENOBUFS,
+    EPERM,
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
@@ -51,6 +63,7 @@ from cython.cimports.linux import (
     EPOLLRDHUP,
     EPROTONOSUPPORT,
     ETIMEDOUT,
+    F_DUPFD_CLOEXEC,
     F_GETFL,
     F_SETFD,
     F_SETFL,
@@ -69,10 +82,12 @@ from cython.cimports.linux import (
     IPV6_RECVPKTINFO,
     IPV6_TCLASS,
     IPV6_V6ONLY,
+    MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
     MSG_MORE,
     MSG_NOSIGNAL,
     MSG_PEEK,
+    MSG_TRUNC,
     O_ACCMODE,
     O_APPEND,
     O_CLOEXEC,
@@ -82,8 +97,16 @@ from cython.cimports.linux import (
     O_RDWR,
     O_WRONLY,
     POLLOUT,
+    PR_SET_KEEPCAPS,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_SECCOMP,
     RLIMIT_NOFILE,
     S_ISFIFO,
+    SCM_RIGHTS,
+    SECCOMP_MODE_FILTER,
+    SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO,
+    SECCOMP_RET_KILL_PROCESS,
     SHUT_WR,
     SIG_BLOCK,
     SIG_IGN,
@@ -109,18 +132,61 @@ from cython.cimports.linux import (
     SOCK_CLOEXEC,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
+    SOCK_SEQPACKET,
     SOCK_STREAM,
     SOL_SOCKET,
     SPLICE_F_NONBLOCK,
     TCP_FASTOPEN,
+    TCP_INFO,
     TCP_KEEPCNT,
     TCP_KEEPIDLE,
     TCP_KEEPINTVL,
     TCP_NODELAY,
     TCP_REPAIR,
     TCP_USER_TIMEOUT,
+    THIS_AUDIT,
+    SYS_accept4,
+    SYS_bind,
+    SYS_brk,
+    SYS_capset,
+    SYS_clock_gettime,
+    SYS_close,
+    SYS_close_range,
+    SYS_connect,
+    SYS_epoll_ctl,
+    SYS_epoll_pwait,
+    SYS_exit,
+    SYS_exit_group,
+    SYS_fcntl,
+    SYS_getpid,
+    SYS_getsockname,
+    SYS_getsockopt,
+    SYS_listen,
+    SYS_madvise,
+    SYS_mmap,
+    SYS_mprotect,
+    SYS_mremap,
+    SYS_munmap,
+    SYS_pipe2,
+    SYS_read,
+    SYS_recvfrom,
     SYS_recvmmsg,
+    SYS_recvmsg,
+    SYS_restart_syscall,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
     SYS_sendmmsg,
+    SYS_sendmsg,
+    SYS_sendto,
+    SYS_setgroups,
+    SYS_setitimer,
+    SYS_setresgid,
+    SYS_setresuid,
+    SYS_setsockopt,
+    SYS_shutdown,
+    SYS_socket,
+    SYS_splice,
+    SYS_write,
     _exit,
     accept4,
     alarm,
@@ -130,6 +196,7 @@ from cython.cimports.linux import (
     close,
     cmsghdr,
     connect,
+    dup2,
     environ,
     epoll_create1,
     epoll_ctl,
@@ -137,6 +204,7 @@ from cython.cimports.linux import (
     epoll_pwait,
     errno,
     fcntl,
+    fork,
     free,
     fstat_mode,
     getenv,
@@ -162,6 +230,7 @@ from cython.cimports.linux import (
     pipe2,
     poll,
     pollfd,
+    prctl,
     read,
     realloc,
     recv,
@@ -170,6 +239,8 @@ from cython.cimports.linux import (
     send,
     sendmsg,
     sendto,
+    set_errno,
+    setns,
     setrlimit,
     setsockopt,
     shutdown,
@@ -178,11 +249,14 @@ from cython.cimports.linux import (
     signal,
     sigprocmask,
     sigset_t,
+    sock_filter,
+    sock_fprog,
     sockaddr,
     sockaddr_in,
     sockaddr_in6,
     sockaddr_un,
     socket,
+    socketpair,
     splice,
     stat_mode_t,
     strchr,
@@ -192,6 +266,7 @@ from cython.cimports.linux import (
     strncmp,
     strrchr,
     syscall,
+    tcp_info,
     timespec,
     write,
 )
@@ -205,6 +280,9 @@ def program_main(argc, argv):
     find_status_pipe()
     hold_signals()
     raise_fd_limit()
+    if control_fd >= 0:
+        begin_control()
+        serve()
     if mappings_path != cython.NULL:
         read_mappings()
     else:
@@ -220,7 +298,7 @@ def program_main(argc, argv):
 def set_defaults():
     """What docker-proxy does, where it can be chosen at all."""
     global protocol, host_text, container_text, host_port, container_port, log_fd, stats_fd
-    global reserve_fd
+    global reserve_fd, control_fd, broker_fd, passed_count, next_serial, filters_calls
     protocol = b"tcp"
     host_text = b"0.0.0.0"
     host_port = NOT_GIVEN
@@ -228,6 +306,12 @@ def set_defaults():
     log_fd = -1
     stats_fd = -1
     reserve_fd = -1
+    control_fd = -1
+    broker_fd = -1
+    commander.fd = -1
+    passed_count = 0
+    next_serial = 1
+    filters_calls = True
     next_sockets[0] = -1
     next_sockets[1] = -1
     plain.wire = IPPROTO_TCP
@@ -239,6 +323,8 @@ def set_defaults():
     plain.udp_timeout_ms = UDP_TIMEOUT_MS
     plain.udp_sessions = UDP_SESSIONS
     plain.given_fd = -1
+    plain.listen_netns = -1
+    plain.backend_netns = -1
 
 
 def read_options(argc, argv):
@@ -266,7 +352,7 @@ def read_options(argc, argv):
             set_option(name, length, argv[at + 1] if at + 1 < argc else cython.NULL)
             at += 1
         at += 1
-    if mappings_path != cython.NULL:
+    if mappings_path != cython.NULL or control_fd >= 0:
         return
     if container_text == cython.NULL or container_port == NOT_GIVEN:
         begin(b"-container-ip and -container-port say where to forward to; both are needed")
@@ -281,10 +367,12 @@ def read_options(argc, argv):
 def set_option(name, length, value):
     """One option that has a value; NULL when the command line ends before it."""
     global protocol, host_text, container_text, host_port, container_port, mappings_path
+    global control_fd
     known: cython.bint = named(b"proto", name, length) or named(b"host-ip", name, length)
     known = known or named(b"host-port", name, length)
     known = known or named(b"container-ip", name, length)
     known = known or named(b"container-port", name, length)
+    known = known or named(b"control", name, length) or named(b"user", name, length)
     if not known and not named(b"mappings", name, length):
         begin(b"flag provided but not defined: -")
         say_bytes(name, length)
@@ -297,6 +385,12 @@ def set_option(name, length, value):
         protocol = value
     elif named(b"mappings", name, length):
         mappings_path = value
+    elif named(b"control", name, length):
+        control_fd = port_in(name, length, value)
+    elif named(b"user", name, length):
+        if not read_user(value):
+            begin(b"-user is UID:GID, two numbers")
+            refuse()
     elif named(b"host-port", name, length):
         host_port = port_in(name, length, value)
     elif named(b"container-port", name, length):
@@ -318,7 +412,7 @@ def set_option(name, length, value):
 
 def set_flag(name, length, value):
     """One option that is true or false, in Go's spellings."""
-    global use_listen_fd
+    global use_listen_fd, keeps_net_admin, filters_calls
     yes: cython.int = truth(value)
     if yes < 0:
         begin(b'invalid boolean value "')
@@ -328,6 +422,10 @@ def set_flag(name, length, value):
         refuse()
     if named(b"use-listen-fd", name, length):
         use_listen_fd = yes
+    elif named(b"keep-net-admin", name, length):
+        keeps_net_admin = yes
+    elif named(b"no-seccomp", name, length):
+        filters_calls = not yes
     elif yes and (named(b"h", name, length) or named(b"help", name, length)):
         print_help()
     elif yes:
@@ -356,6 +454,7 @@ def is_flag(name, length):
     """Whether the option takes no separate value."""
     found: cython.bint = named(b"use-listen-fd", name, length) or named(b"v", name, length)
     found = found or named(b"version", name, length) or named(b"h", name, length)
+    found = found or named(b"keep-net-admin", name, length) or named(b"no-seccomp", name, length)
     return found or named(b"help", name, length)
 
 
@@ -395,6 +494,10 @@ def print_help():
         b"  -use-listen-fd        take the listening socket from fd 4\n"
         b"  -mappings FILE        forward every line: PROTO IP PORT[-PORT] IP PORT[-PORT] "
         b"[NAME=VALUE ...]\n"
+        b"  -control FD           do what portproxy says on this socket\n"
+        b"  -user UID:GID         ... as this user, once it has what it needs for that\n"
+        b"  -keep-net-admin       ... with CAP_NET_ADMIN, for transparent=, mark= and drop\n"
+        b"  -no-seccomp           ... without the filter of system calls\n"
         b"  -v, -version          print the version\n"
         b"fd 3, if it is a pipe, gets 0 and a newline once the port is open, or 1 and why not.\n"
         b"PORTPROXY_NAME=VALUE in the environment or /etc/portproxy/docker.toml set the rest.\n"
@@ -427,6 +530,9 @@ def add_docker_mapping():
         say(protocol)
         fail()
     mapping: cython.pointer(Mapping) = new_mapping(protocol)
+    if mapping == cython.NULL:
+        begin(b"no memory for a mapping")
+        fail()
     mapping.host_text = host_text
     mapping.ports = 1
     read_address(host_text, host_port, cython.address(mapping.host))
@@ -440,15 +546,16 @@ def add_docker_mapping():
 
 
 def new_mapping(name):
-    """One more mapping with the default settings, at the end of the list; does not fail softly."""
-    global mappings
+    """One more mapping with the default settings, first in the list; NULL without memory."""
+    global mappings, next_serial
     made: cython.pointer(Mapping) = cython.cast(
         cython.pointer(Mapping), calloc(1, cython.sizeof(Mapping))
     )
     if made == cython.NULL:
-        begin(b"no memory for a mapping")
-        fail()
+        return cython.NULL
     made[0] = plain
+    made.serial = next_serial
+    next_serial += 1
     if strcmp(name, b"udp") == 0:
         made.wire = IPPROTO_UDP
     elif strcmp(name, b"sctp") == 0:
@@ -921,6 +1028,13 @@ def read_backends(mapping, text):
     host: cython.p_char
     while next_word(text, cython.address(at), word):
         host = word
+        if (host[0] == b"/" or host[0] == b"@") and mapping.backend_count < BACKENDS:
+            if mapping.wire != IPPROTO_TCP:
+                return b"only tcp leads to a Unix socket"
+            if not read_backend(host, 0, cython.address(mapping.backends[mapping.backend_count])):
+                return b"the path of a Unix socket is too long"
+            mapping.backend_count += 1
+            continue
         colon = cython.cast(cython.p_char, strrchr(word, b":"))
         if colon == cython.NULL or mapping.backend_count == BACKENDS:
             return b"expected up to 8 of IP:PORT"
@@ -940,6 +1054,26 @@ def read_backends(mapping, text):
             return b"expected up to 8 of IP:PORT"
         mapping.backend_count += 1
     return cython.NULL
+
+
+def read_backend(text, port, backend):
+    """Reads an IP address, the path of a Unix socket or, behind @, its abstract name."""
+    n: cython.size_t = strlen(text)
+    if text[0] != b"/" and text[0] != b"@":
+        return read_address(text, port, cython.address(backend.address))
+    if n >= cython.sizeof(backend.path.sun_path):
+        return False
+    backend.path = cython.cast(cython.pointer(sockaddr_un), calloc(1, cython.sizeof(sockaddr_un)))
+    if backend.path == cython.NULL:
+        return False
+    backend.address.sin6_family = AF_UNIX
+    backend.path.sun_family = AF_UNIX
+    memcpy(backend.path.sun_path, text, n)
+    backend.path_size = 2 + n + 1
+    if text[0] == b"@":  # an abstract name begins with NUL and has none at its end
+        backend.path.sun_path[0] = 0
+        backend.path_size -= 1
+    return True
 
 
 def read_mappings():
@@ -989,6 +1123,8 @@ def read_mapping(text):
         if strcmp(words[0], b"sctp") != 0:
             return b"the protocols are tcp, udp and sctp"
     mapping: cython.pointer(Mapping) = new_mapping(words[0])
+    if mapping == cython.NULL:
+        return b"no memory for a mapping"
     first: cython.int
     last: cython.int
     first = 0
@@ -1004,8 +1140,10 @@ def read_mapping(text):
     if last != first and last - first + 1 != mapping.ports:
         return b"the ranges differ in size"
     mapping.spread = last != first
-    if not read_address(words[3], first, cython.address(mapping.backends[0].address)):
-        return b"the fourth word is the IP address to forward to"
+    if (words[3][0] == b"/" or words[3][0] == b"@") and mapping.wire != IPPROTO_TCP:
+        return b"only tcp leads to a Unix socket"
+    if not read_backend(words[3], first, cython.address(mapping.backends[0])):
+        return b"the fourth word is the IP address, or the Unix socket, to forward to"
     mapping.backend_count = 1
     return take_words(mapping, rest)
 
@@ -1028,6 +1166,12 @@ def take_words(mapping, text):
                 return b"fd= names one inherited socket, for one port"
             mapping.given = True
             mapping.given_fd = cython.cast(cython.int, number)
+            if control_fd >= 0:
+                mapping.given_fd = take_passed(number)
+        elif control_fd >= 0 and is_of_control(word):
+            wrong = set_of_control(mapping, word, value)
+            if wrong != cython.NULL:
+                return wrong
         else:
             wrong = set_setting(mapping, word, strlen(word), value)
             if wrong != cython.NULL:
@@ -1250,6 +1394,8 @@ def kind_of(mapping):
 def new_socket(mapping, family):
     """A socket for a mapping, not connected yet; -1 with errno if there is none."""
     wire: cython.int = IPPROTO_SCTP if mapping.wire == IPPROTO_SCTP else 0
+    if mapping.backend_netns >= 0:
+        return ask_broker(family, mapping, mapping.backend_netns)
     return socket(family, kind_of(mapping) | SOCK_CLOEXEC | SOCK_NONBLOCK, wire)
 
 
@@ -1260,81 +1406,136 @@ def open_all():
     at: cython.int
     poller = epoll_create1(EPOLL_CLOEXEC)
     if poller < 0:
-        fail_to_listen(mappings, 0, b"epoll")
+        begin(b"cannot make an epoll: ")
+        say(reason(errno))
+        fail()
     while mapping != cython.NULL:
-        mapping.any_host = is_any(cython.address(mapping.host)) or mapping.given
-        mapping.listeners = cython.cast(
-            cython.pointer(Listener), calloc(mapping.ports, cython.sizeof(Listener))
-        )
-        if mapping.most_per_client > 0:
-            mapping.clients = cython.cast(
-                cython.pointer(cython.pointer(Client)),
-                calloc(CLIENT_BUCKETS, cython.sizeof(cython.pointer(Client))),
-            )
-            if mapping.clients == cython.NULL:
-                mapping.most_per_client = 0
-        if mapping.listeners == cython.NULL:
+        if not prepare_listeners(mapping):
             begin(b"no memory for so many ports")
             fail()
         for at in range(mapping.ports):
-            mapping.listeners[at].mapping = mapping
-            mapping.listeners[at].offset = at
-            mapping.listeners[at].batch = 1
-            open_listener(cython.address(mapping.listeners[at]))
+            if not open_listener(cython.address(mapping.listeners[at])):
+                fail()
+            if not watch(
+                mapping.listeners[at].fd,
+                cython.address(mapping.listeners[at]),
+                EPOLLIN,
+                EPOLL_CTL_ADD,
+            ):
+                cannot_listen(mapping, at, b"epoll")
+                fail()
         mapping = mapping.next
 
 
+def prepare_listeners(mapping):
+    """Makes what a mapping keeps of its ports and clients.  False without memory."""
+    at: cython.int
+    mapping.any_host = is_any(cython.address(mapping.host)) or mapping.given
+    mapping.listeners = cython.cast(
+        cython.pointer(Listener), calloc(mapping.ports, cython.sizeof(Listener))
+    )
+    if mapping.listeners == cython.NULL:
+        return False
+    prepare_clients(mapping)
+    for at in range(mapping.ports):
+        mapping.listeners[at].kind = OF_DATAGRAMS if mapping.wire == IPPROTO_UDP else OF_STREAMS
+        mapping.listeners[at].fd = -1
+        mapping.listeners[at].mapping = mapping
+        mapping.listeners[at].offset = at
+        mapping.listeners[at].batch = 1
+    return True
+
+
+def prepare_clients(mapping):
+    """Makes the table in which clients are counted, if they are."""
+    if mapping.most_per_client == 0 or mapping.clients != cython.NULL:
+        return
+    mapping.clients = cython.cast(
+        cython.pointer(cython.pointer(Client)),
+        calloc(CLIENT_BUCKETS, cython.sizeof(cython.pointer(Client))),
+    )
+    if mapping.clients == cython.NULL:
+        mapping.most_per_client = 0
+
+
 def open_listener(listener):
-    """Opens one port, or takes it over; a failure ends the program."""
+    """Opens one port, or takes it over.  False if that fails: then the line says why."""
     mapping: cython.pointer(Mapping) = listener.mapping
-    datagrams_only: cython.bint = mapping.wire == IPPROTO_UDP
-    listener.kind = OF_DATAGRAMS if datagrams_only else OF_STREAMS
     if mapping.given:
-        take_listener(listener)
-    else:
-        bind_listener(listener)
-    if datagrams_only:
+        if not take_listener(listener):
+            return False
+    elif not bind_listener(listener):
+        return False
+    if mapping.wire == IPPROTO_UDP:
         tune_datagrams(listener)
-    else:
-        tune(listener.fd, mapping)
-        if mapping.fast_open:
-            set_number(listener.fd, IPPROTO_TCP, TCP_FASTOPEN, FAST_OPEN_QUEUE)
-        if number_of(listener.fd, SO_ACCEPTCONN) == 0 and listen(listener.fd, BACKLOG) < 0:
-            fail_to_listen(mapping, listener.offset, b"listen")
-    if not watch(listener.fd, listener, EPOLLIN, EPOLL_CTL_ADD):
-        fail_to_listen(mapping, listener.offset, b"epoll")
+        return True
+    tune(listener.fd, mapping)
+    if mapping.fast_open:
+        set_number(listener.fd, IPPROTO_TCP, TCP_FASTOPEN, FAST_OPEN_QUEUE)
+    if number_of(listener.fd, SO_ACCEPTCONN) == 0 and listen(listener.fd, BACKLOG) < 0:
+        return cannot_listen(mapping, listener.offset, b"listen")
+    return True
 
 
 def bind_listener(listener):
-    """Makes the socket and binds it."""
+    """Makes the socket and binds it.  False if that fails."""
     mapping: cython.pointer(Mapping) = listener.mapping
     address: sockaddr_in6 = mapping.host
-    address.sin6_port = htons(ntohs(mapping.host.sin6_port) + listener.offset)
-    listener.fd = new_socket(mapping, address.sin6_family)
+    what: cython.p_const_char = cython.NULL
+    port: cython.int = ntohs(mapping.host.sin6_port) + listener.offset
+    address.sin6_port = htons(port)
+    if listener.fd >= 0:
+        return True  # the broker has bound it together with one before it
+    if broker_fd >= 0:
+        if not bind_by_broker(listener, cython.address(address)):
+            return cannot_listen(mapping, listener.offset, b"bind")
+        return True
+    listener.fd = bound_socket(
+        address.sin6_family,
+        kind_of(mapping),
+        mapping.wire,
+        cython.address(address),
+        cython.address(what),
+    )
     if listener.fd < 0:
-        fail_to_listen(mapping, listener.offset, b"socket")
+        return cannot_listen(mapping, listener.offset, what)
+    return True
+
+
+def bound_socket(family, kind, wire, address, what):
+    """A socket bound to ``address``; -1 with errno, and the call that failed in ``what``."""
+    fd: cython.int = socket(
+        family, kind | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_SCTP if wire == IPPROTO_SCTP else 0
+    )
+    number: cython.int
+    what[0] = b"socket"
+    if fd < 0:
+        return -1
     # Connections of a former run may still be in TIME_WAIT.  For datagrams the option would let
     # two sockets have one port.
-    if mapping.wire != IPPROTO_UDP:
-        set_number(listener.fd, SOL_SOCKET, SO_REUSEADDR, 1)
-    if address.sin6_family == AF_INET6:
-        set_number(listener.fd, IPPROTO_IPV6, IPV6_V6ONLY, 1)
-    bound: cython.int = bind(
-        listener.fd,
-        cython.cast(cython.pointer(sockaddr), cython.address(address)),
-        address_bytes(cython.address(address)),
-    )
-    if bound < 0:
-        fail_to_listen(mapping, listener.offset, b"bind")
+    if wire != IPPROTO_UDP:
+        set_number(fd, SOL_SOCKET, SO_REUSEADDR, 1)
+    if family == AF_INET6:
+        set_number(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1)
+    what[0] = b"bind"
+    if bind(fd, cython.cast(cython.pointer(sockaddr), address), address_bytes(address)) == 0:
+        return fd
+    number = errno
+    close(fd)
+    set_errno(number)
+    return -1
 
 
 def take_listener(listener):
-    """Takes a socket that was opened by somebody else, if it is of the kind that is meant."""
+    """Takes a socket that somebody else opened, if it is of the kind that is meant; else False."""
     mapping: cython.pointer(Mapping) = listener.mapping
     fd: cython.int = mapping.given_fd
     domain: cython.int = number_of(fd, SO_DOMAIN)
     wire: cython.int = number_of(fd, SO_PROTOCOL)
     good: cython.bint = domain == AF_INET or domain == AF_INET6
+    if control_fd >= 0 and domain == AF_UNIX and mapping.wire == IPPROTO_TCP:
+        good = True
+        wire = IPPROTO_TCP
     good = good and number_of(fd, SO_TYPE) == kind_of(mapping)
     good = good and (
         wire == mapping.wire or (mapping.wire == IPPROTO_TCP and wire == IPPROTO_MPTCP)
@@ -1345,10 +1546,12 @@ def take_listener(listener):
         say(b" is not a ")
         say(protocol_name(mapping.wire, True))
         say(b" socket")
-        fail()
+        return False
     listener.fd = fd
+    mapping.given_fd = -1
     fcntl(fd, F_SETFD, FD_CLOEXEC)
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
+    return True
 
 
 def tune_datagrams(listener):
@@ -1389,13 +1592,15 @@ def either(first, yes, no):
     return no
 
 
-def fail_to_listen(mapping, offset, what):
-    """Reports errno of the call ``what`` in docker-proxy's words and ends."""
+def cannot_listen(mapping, offset, what):
+    """Puts errno of the call ``what`` into docker-proxy's words.  False."""
+    global failed_errno
     number: cython.int = errno
     port: cython.int = ntohs(mapping.host.sin6_port) + offset
+    failed_errno = number
     if mapping.wire == IPPROTO_SCTP and number == EPROTONOSUPPORT:
         begin(b"protocol not supported")
-        fail()
+        return False
     begin(b"failed to listen on ")
     say_address(mapping.host_text, port)
     say(b": listen ")
@@ -1406,7 +1611,7 @@ def fail_to_listen(mapping, offset, what):
     say(what)
     say(b": ")
     say(reason(number))
-    fail()
+    return False
 
 
 def reason(number):
@@ -1437,7 +1642,7 @@ def serve():
     usual: sigset_t
     open_log()
     open_stats()
-    reserve_fd = open(b"/dev/null", O_RDONLY | O_CLOEXEC)
+    reserve_fd = fcntl(poller, F_DUPFD_CLOEXEC, 0)
     # A signal can then come only where it ends the wait: none is missed.
     sigemptyset(cython.address(blocked))
     sigaddset(cython.address(blocked), SIGINT)
@@ -1455,6 +1660,8 @@ def serve():
         run_timers()
         run_busy()
         free_closed()
+        if forgotten:
+            free_mappings()
         if paused_first != cython.NULL and loop_ms >= resume_at_ms:
             resume()
         if told_to_end and not draining:
@@ -1471,6 +1678,10 @@ def take_any_event(what, events):
         accept_clients(cython.cast(cython.pointer(Listener), what))
     elif what[0] == OF_DATAGRAMS:
         receive_requests(cython.cast(cython.pointer(Listener), what))
+    elif what[0] == OF_CONTROL:
+        take_commands()
+    elif what[0] == OF_CONTROLLER:
+        take_controller()
     else:
         receive_answers(cython.cast(cython.pointer(Session), what))
 
@@ -1603,6 +1814,8 @@ def run_timers():
             link_due(cython.cast(cython.pointer(Link), timer))
         elif timer.kind == OF_SESSION:
             session_due(cython.cast(cython.pointer(Session), timer))
+        elif timer.kind == OF_MAPPING:
+            mapping_due(cython.cast(cython.pointer(Mapping), timer))
         else:
             send_totals()
 
@@ -1617,7 +1830,7 @@ def accept_clients(listener):
     peer: sockaddr_in6
     size: cython.uint
     for _ in range(ACCEPTS):
-        if listener.paused or draining:
+        if listener.paused or draining or listener.fd < 0:
             return
         if not prepare_socket(listener.mapping):
             pause(listener)
@@ -1632,6 +1845,9 @@ def accept_clients(listener):
         )
         if client >= 0:
             pause_ms = 0
+            if size < cython.sizeof(sockaddr_in) or peer.sin6_family == AF_UNIX:
+                memset(cython.address(peer), 0, cython.sizeof(sockaddr_in6))
+                peer.sin6_family = AF_UNIX
             unmap(cython.address(peer))
             begin_link(listener, client, cython.address(peer))
         elif errno == EAGAIN:
@@ -1644,7 +1860,7 @@ def prepare_socket(mapping):
     """Makes the next connection's socket in advance.  False if there is no file descriptor."""
     family: cython.int = mapping.backends[0].address.sin6_family
     slot: cython.int = 0 if family == AF_INET else 1
-    if mapping.wire != IPPROTO_TCP or next_sockets[slot] >= 0:
+    if not takes_prepared(mapping, family) or next_sockets[slot] >= 0:
         return True
     next_sockets[slot] = new_socket(mapping, family)
     if next_sockets[slot] < 0 and free_spare_pipes():
@@ -1652,11 +1868,16 @@ def prepare_socket(mapping):
     return next_sockets[slot] >= 0
 
 
+def takes_prepared(mapping, family):
+    """Whether sockets towards the container are plain ones, that can be made in advance."""
+    return mapping.wire == IPPROTO_TCP and family != AF_UNIX and mapping.backend_netns < 0
+
+
 def take_socket(mapping, family):
     """The prepared socket of a family, or a new one; -1 if there is none."""
     slot: cython.int = 0 if family == AF_INET else 1
     fd: cython.int
-    if mapping.wire == IPPROTO_TCP and next_sockets[slot] >= 0:
+    if takes_prepared(mapping, family) and next_sockets[slot] >= 0:
         fd = next_sockets[slot]
         next_sockets[slot] = -1
         return fd
@@ -1715,7 +1936,7 @@ def shed(listener):
         listener.mapping.shed += 1
         reset_on_close(client)
         close(client)
-    reserve_fd = open(b"/dev/null", O_RDONLY | O_CLOEXEC)
+    reserve_fd = fcntl(poller, F_DUPFD_CLOEXEC, 0)
 
 
 def turn_away(mapping, client):
@@ -1801,7 +2022,7 @@ def refill(bucket, rate):
 
 def begin_link(listener, client, peer):
     """Takes a new client, if it may come, and connects it to the container."""
-    global links
+    global links, newest_link, last_link_serial
     mapping: cython.pointer(Mapping) = listener.mapping
     link: cython.pointer(Link) = cython.cast(cython.pointer(Link), calloc(1, cython.sizeof(Link)))
     at: cython.int
@@ -1821,7 +2042,10 @@ def begin_link(listener, client, peer):
     link.begun_ms = loop_ms
     link.active_ms = loop_ms
     link.backend = -1
+    link.first_byte_ms = -1
+    link.dial_ms = -1
     link.peer = peer[0]
+    link.sender = peer[0]
     link.sides[0].fd = client
     link.sides[0].writable = True
     header: cython.bint = mapping.trusted != cython.NULL and admits(mapping.trusted, peer)
@@ -1830,6 +2054,12 @@ def begin_link(listener, client, peer):
         free(link)
         return
     links += 1
+    last_link_serial += 1
+    link.serial = last_link_serial
+    link.older = newest_link
+    if newest_link != cython.NULL:
+        newest_link.newer = link
+    newest_link = link
     mapping.connections += 1
     mapping.accepted += 1
     if not watch(
@@ -2012,20 +2242,18 @@ def read_named(family, text, port, address):
 def owe_header(link):
     """Has the container get the header before the client's first byte.  False without memory."""
     global line_length
-    size: cython.uint = cython.sizeof(sockaddr_in6)
     side: cython.pointer(Side) = cython.address(link.sides[0])
-    if not link.local_known:
-        memset(cython.address(link.local), 0, size)
-        getsockname(
-            side.fd,
-            cython.cast(cython.pointer(sockaddr), cython.address(link.local)),
-            cython.address(size),
-        )
-        unmap(cython.address(link.local))
+    find_local(link)
     six: cython.bint = link.peer.sin6_family == AF_INET6
     six = six or link.local.sin6_family == AF_INET6
     line_length = 0
-    if link.mapping.header_out == 1:
+    if link.peer.sin6_family == AF_UNIX or link.local.sin6_family == AF_UNIX:
+        # There is no address to tell; the words for that are haproxy's.
+        if link.mapping.header_out == 1:
+            say(b"PROXY UNKNOWN\r\n")
+        else:
+            say_bytes(b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00", 16)
+    elif link.mapping.header_out == 1:
         say(b"PROXY TCP6 " if six else b"PROXY TCP4 ")
         say_ip(cython.address(link.peer), six)
         say(b" ")
@@ -2044,6 +2272,24 @@ def owe_header(link):
         say_bytes(cython.cast(cython.p_char, cython.address(link.local.sin6_port)), 2)
     side.owes_header = True
     return keep(side, line, line_length)
+
+
+def find_local(link):
+    """Asks the kernel which address the client came to, unless that is known."""
+    size: cython.uint = cython.sizeof(sockaddr_in6)
+    if link.local_known:
+        return
+    memset(cython.address(link.local), 0, size)
+    getsockname(
+        link.sides[0].fd,
+        cython.cast(cython.pointer(sockaddr), cython.address(link.local)),
+        cython.address(size),
+    )
+    if link.local.sin6_family == AF_UNIX:
+        memset(cython.address(link.local), 0, cython.sizeof(sockaddr_in6))
+        link.local.sin6_family = AF_UNIX
+    unmap(cython.address(link.local))
+    link.local_known = True
 
 
 def say_raw(address, six):
@@ -2099,7 +2345,9 @@ def pick_backend(mapping, peer, tried):
             at = (start + turn) % mapping.backend_count
             if tried & (1 << at):
                 continue
-            if attempt == 0 and mapping.backends[at].out_until_ms > loop_ms:
+            if attempt == 0 and (
+                mapping.backends[at].down or mapping.backends[at].out_until_ms > loop_ms
+            ):
                 continue
             if mapping.balance != LEAST:
                 return at
@@ -2130,10 +2378,9 @@ def connect_backend(link):
     tune(side.fd, mapping)
     place_socket(side.fd, mapping, cython.address(link.peer), address.sin6_family)
     link.phase = CONNECTS
-    failed: cython.int = connect(
-        side.fd,
-        cython.cast(cython.pointer(sockaddr), cython.address(address)),
-        address_bytes(cython.address(address)),
+    link.dialled_ms = loop_ms
+    failed: cython.int = connect_to(
+        side.fd, cython.address(mapping.backends[link.backend]), cython.address(address)
     )
     if failed < 0 and errno != EINPROGRESS:
         connect_failed(link, errno)
@@ -2148,6 +2395,13 @@ def connect_backend(link):
         return
     if link.until_ms > 0:
         schedule(link)
+
+
+def connect_to(fd, backend, address):
+    """Begins to connect to a backend, which has ``address`` unless it is a Unix socket."""
+    if backend.path != cython.NULL:
+        return connect(fd, cython.cast(cython.pointer(sockaddr), backend.path), backend.path_size)
+    return connect(fd, cython.cast(cython.pointer(sockaddr), address), address_bytes(address))
 
 
 def place_socket(fd, mapping, peer, family):
@@ -2192,17 +2446,20 @@ def bind_source(fd, source):
 def connect_failed(link, number):
     """Tries again or elsewhere, as far as that is asked for; else lets the client go."""
     mapping: cython.pointer(Mapping) = link.mapping
-    backend: cython.pointer(Backend) = cython.address(mapping.backends[link.backend])
-    complain(cython.address(backend.address), link.offset if mapping.spread else 0, number)
+    backend: cython.pointer(Backend)
     mapping.failed += 1
-    count_failure(backend)
+    if link.backend >= 0:
+        backend = cython.address(mapping.backends[link.backend])
+        complain(cython.address(backend.address), link.offset if mapping.spread else 0, number)
+        count_failure(backend)
     leave_backend(link)
-    if mapping.backend_count > 1:
+    if mapping.backend_count > 1 and link.backend >= 0:
         link.tried |= 1 << link.backend
         if link.tried != (1 << mapping.backend_count) - 1:
             connect_backend(link)
             return
-    if number == ECONNREFUSED and loop_ms < link.retry_until_ms:
+    # A Unix socket whose queue is full says EAGAIN.
+    if (number == ECONNREFUSED or number == EAGAIN) and loop_ms < link.retry_until_ms:
         link.tried = 0
         link.retry_ms = link.retry_ms * 2 if link.retry_ms > 0 else FIRST_RETRY_MS
         if link.retry_ms > LONGEST_RETRY_MS:
@@ -2217,7 +2474,8 @@ def connect_failed(link, number):
 def leave_backend(link):
     """Closes the container's side of a connection that never was."""
     side: cython.pointer(Side) = cython.address(link.sides[1])
-    link.mapping.backends[link.backend].connections -= 1
+    if link.backend >= 0:
+        link.mapping.backends[link.backend].connections -= 1
     close(side.fd)
     side.fd = -1
     side.readable = False
@@ -2276,7 +2534,9 @@ def finish_connecting(link):
     link.until_ms = 0
     link.wake_ms = 0
     link.active_ms = loop_ms
-    link.mapping.backends[link.backend].failures = 0
+    if link.backend >= 0:
+        link.mapping.backends[link.backend].failures = 0
+    count_dial(link)
     schedule(link)
 
 
@@ -2415,6 +2675,8 @@ def allowance(link):
 def count_bytes(side, n):
     """Notes that ``n`` bytes were read."""
     link: cython.pointer(Link) = side.link
+    if link.first_byte_ms < 0 and side == cython.address(link.sides[1]):
+        link.first_byte_ms = loop_ms - link.begun_ms
     side.bytes += n
     link.active_ms = loop_ms
     link.bucket.tokens -= n
@@ -2531,6 +2793,7 @@ def fill_pipe(side, most):
     )
     if size > 0:
         count_bytes(side, size)
+        side.link.mapping.spliced += size
         side.piped = size
         side.short_reads = side.short_reads + 1 if size < SHORT_READ_BYTES else 0
         if side.short_reads >= SHORT_READS:
@@ -2578,14 +2841,14 @@ def settle(link):
 
 def close_link(link, reset, why):
     """Closes both sides, with a reset if asked to, and frees what the connection held."""
-    global closed_first, links
+    global closed_first, links, newest_link, forgotten
     at: cython.int
     side: cython.pointer(Side)
     mapping: cython.pointer(Mapping) = link.mapping
     link.closed = True
     mapping.sent_up += link.sides[0].bytes
     mapping.sent_down += link.sides[1].bytes
-    if stats_fd >= 0:
+    if stats_fd >= 0 or reports_closes:
         send_close(link, why)
     for at in range(2):
         side = cython.address(link.sides[at])
@@ -2596,14 +2859,21 @@ def close_link(link, reset, why):
         if side.pipe_in >= 0:
             give_pipe_back(side)
         free(side.owed)
-    if link.sides[1].fd >= 0:
+    if link.sides[1].fd >= 0 and link.backend >= 0:
         mapping.backends[link.backend].connections -= 1
     if link.client != cython.NULL:
         link.client.connections -= 1
         if link.client.connections == 0:
             forget_client(mapping, link.client)
     mapping.connections -= 1
+    forgotten = forgotten or mapping.removed
     links -= 1
+    if link.newer != cython.NULL:
+        link.newer.older = link.older
+    else:
+        newest_link = link.older
+    if link.older != cython.NULL:
+        link.older.newer = link.newer
     drop_timer(cython.address(link.timer))
     # Events of this round may still name it; see free_closed().
     link.next_closed = closed_first
@@ -2644,7 +2914,7 @@ def reset_on_close(fd):
 
 def take_pipe(side):
     """Gives ``side`` an empty pipe.  False if there is none: then bytes are copied."""
-    global spare_count
+    global spare_count, pipes_open
     ends: cython.int[2]
     if spare_count > 0:
         spare_count -= 1
@@ -2653,6 +2923,7 @@ def take_pipe(side):
         return True
     if pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0:
         return False
+    pipes_open += 1
     fcntl(ends[0], F_SETPIPE_SZ, PIPE_BYTES)
     side.pipe_in = ends[0]
     side.pipe_out = ends[1]
@@ -2661,7 +2932,7 @@ def take_pipe(side):
 
 def give_pipe_back(side):
     """Keeps an empty pipe for the next who needs one, if there are few; else closes it."""
-    global spare_count
+    global spare_count, pipes_open
     if side.piped == 0 and spare_count < SPARE_PIPES and paused_first == cython.NULL:
         spare_pipes[spare_count][0] = side.pipe_in
         spare_pipes[spare_count][1] = side.pipe_out
@@ -2669,19 +2940,21 @@ def give_pipe_back(side):
     else:
         close(side.pipe_in)
         close(side.pipe_out)
+        pipes_open -= 1
     side.pipe_in = -1
     side.piped = 0
 
 
 def free_spare_pipes():
     """Closes all pipes that nobody uses.  False if there is none."""
-    global spare_count
+    global spare_count, pipes_open
     if spare_count == 0:
         return False
     while spare_count > 0:
         spare_count -= 1
         close(spare_pipes[spare_count][0])
         close(spare_pipes[spare_count][1])
+        pipes_open -= 1
     return True
 
 
@@ -2878,8 +3151,11 @@ def send_as_one(fd, first, count):
 
 def receive_requests(listener):
     """Hands datagrams of clients on, those that follow one another from one client in one call."""
-    count: cython.int = receive_batch(listener.fd, listener.batch, cython.address(listener.batch))
+    count: cython.int
     at: cython.int
+    if listener.fd < 0:
+        return
+    count = receive_batch(listener.fd, listener.batch, cython.address(listener.batch))
     first: cython.int = 0
     session: cython.pointer(Session) = cython.NULL
     for at in range(count):
@@ -3046,14 +3322,7 @@ def connect_session(mapping, peer, offset):
     if fd < 0:
         return -1
     place_socket(fd, mapping, peer, address.sin6_family)
-    if (
-        connect(
-            fd,
-            cython.cast(cython.pointer(sockaddr), cython.address(address)),
-            address_bytes(cython.address(address)),
-        )
-        < 0
-    ):
+    if connect_to(fd, cython.address(mapping.backends[number]), cython.address(address)) < 0:
         complain(cython.address(address), 0, errno)
         close(fd)
         return -1
@@ -3229,6 +3498,11 @@ def open_stats():
 
 def send_stats():
     """Sends the line, if somebody is there to take it at once."""
+    global events_lost
+    if commander.fd >= 0:
+        if send(commander.fd, line, line_length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0:
+            events_lost += 1
+        return
     sendto(
         stats_fd,
         line,
@@ -3240,15 +3514,18 @@ def send_stats():
 
 
 def send_close(link, why):
-    """Reports a connection that has ended."""
+    """Reports a connection that has ended, if it is its turn."""
+    global closes_seen
+    if reports_closes > 1:
+        closes_seen += 1
+        if closes_seen % reports_closes != 0:
+            return
     begin_stats(link.mapping, b"close")
     say(b',"client":"')
     say_ip(cython.address(link.peer), False)
     say(b'","client_port":')
     say_number(ntohs(link.peer.sin6_port))
-    say_count(b"up", link.sides[0].bytes)
-    say_count(b"down", link.sides[1].bytes)
-    say_count(b"ms", loop_ms - link.begun_ms)
+    say_link(link)
     say(b',"reason":"')
     say(why)
     say(b'"}')
@@ -3260,24 +3537,66 @@ def send_totals():
     mapping: cython.pointer(Mapping) = mappings
     while mapping != cython.NULL:
         begin_stats(mapping, b"totals")
-        say_count(b"connections", mapping.connections)
-        say_count(b"accepted", mapping.accepted)
-        say_count(b"denied", mapping.denied)
-        say_count(b"limited", mapping.limited)
-        say_count(b"failed", mapping.failed)
-        say_count(b"bad_headers", mapping.bad_headers)
-        say_count(b"shed", mapping.shed)
-        say_count(b"pauses", mapping.pauses)
-        say_count(b"up", mapping.sent_up)
-        say_count(b"down", mapping.sent_down)
-        say_count(b"sessions", mapping.sessions)
-        say_count(b"evicted", mapping.evicted)
-        say_count(b"datagrams_lost", mapping.datagrams_lost)
-        say_count(b"datagrams_overflowed", mapping.datagrams_overflowed)
+        say_totals(mapping)
         say(b"}")
         send_stats()
         mapping = mapping.next
     set_timer(cython.address(stats_timer), loop_ms + STATS_INTERVAL_MS)
+
+
+def say_totals(mapping):
+    """Adds the counters of a mapping."""
+    say_count(b"connections", mapping.connections)
+    say_count(b"accepted", mapping.accepted)
+    say_count(b"denied", mapping.denied)
+    say_count(b"limited", mapping.limited)
+    say_count(b"failed", mapping.failed)
+    say_count(b"bad_headers", mapping.bad_headers)
+    say_count(b"shed", mapping.shed)
+    say_count(b"pauses", mapping.pauses)
+    say_count(b"up", mapping.sent_up)
+    say_count(b"down", mapping.sent_down)
+    say_count(b"sessions", mapping.sessions)
+    say_count(b"evicted", mapping.evicted)
+    say_count(b"datagrams_lost", mapping.datagrams_lost)
+    say_count(b"datagrams_overflowed", mapping.datagrams_overflowed)
+
+
+def say_link(link):
+    """Adds what is known of a connection."""
+    find_local(link)
+    say(b',"sender":"')
+    say_ip(cython.address(link.sender), False)
+    say(b'","local":"')
+    say_ip(cython.address(link.local), False)
+    say(b'"')
+    say_count(b"local_port", ntohs(link.local.sin6_port))
+    if link.backend >= 0:
+        say(b',"backend":"')
+        say_backend(link)
+        say(b'"')
+    if link.dial_ms >= 0:
+        say_count(b"dial_ms", link.dial_ms)
+    if link.first_byte_ms >= 0:
+        say_count(b"first_byte_ms", link.first_byte_ms)
+    say_count(b"up", link.sides[0].bytes)
+    say_count(b"down", link.sides[1].bytes)
+    say_count(b"ms", loop_ms - link.begun_ms)
+
+
+def say_backend(link):
+    """Adds where a connection leads to, without the characters that JSON would not take."""
+    backend: cython.pointer(Backend) = cython.address(link.mapping.backends[link.backend])
+    port: cython.int = ntohs(backend.address.sin6_port)
+    six: cython.bint = backend.address.sin6_family == AF_INET6
+    if backend.path != cython.NULL:
+        say(b"@" if backend.path.sun_path[0] == 0 else b"")
+        say(backend.path.sun_path + (1 if backend.path.sun_path[0] == 0 else 0))
+        return
+    say(b"[" if six else b"")
+    say_ip(cython.address(backend.address), False)
+    say(b"]:" if six else b":")
+    say_number(port + (link.offset if link.mapping.spread else 0))
 
 
 def begin_stats(mapping, event):
@@ -3351,6 +3670,9 @@ def say_ip(address, six):
     """Adds an address, as an IPv6 one if that is wanted."""
     text: cython.char[INET6_ADDRSTRLEN]
     flat: cython.uchar[16]
+    if address.sin6_family == AF_UNIX:
+        say(b"unix")
+        return
     flatten(address, flat)
     if six or address.sin6_family == AF_INET6:
         inet_ntop(AF_INET6, flat, text, INET6_ADDRSTRLEN)
@@ -3469,3 +3791,1024 @@ def complain(address, offset, number):
     say(b": ")
     say(reason(number))
     log_line()
+
+
+# --- The control channel (docs/portproxy-control.md) -------------------------------------------
+
+
+def begin_control():
+    """Prepares for mappings that come later: the broker first, then the privileges go."""
+    global poller
+    begin_broker()
+    drop_privileges()
+    poller = epoll_create1(EPOLL_CLOEXEC)
+    fcntl(control_fd, F_SETFD, FD_CLOEXEC)
+    fcntl(control_fd, F_SETFL, fcntl(control_fd, F_GETFL) | O_NONBLOCK)
+    commander.kind = OF_CONTROL
+    controller.kind = OF_CONTROLLER
+    if number_of(control_fd, SO_ACCEPTCONN) == 1:
+        controller.fd = control_fd
+        watch(control_fd, cython.address(controller), EPOLLIN, EPOLL_CTL_ADD)
+    else:
+        controller.fd = -1
+        commander.fd = control_fd
+        watch(control_fd, cython.address(commander), EPOLLIN, EPOLL_CTL_ADD)
+    if filters_calls:
+        filter_calls()
+
+
+def take_controller():
+    """A control plane has come; it takes the place of one that was there before."""
+    fd: cython.int = accept4(controller.fd, cython.NULL, cython.NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+    if fd < 0:
+        return
+    if commander.fd >= 0:
+        lose_commander()
+    commander.fd = fd
+    watch(fd, cython.address(commander), EPOLLIN, EPOLL_CTL_ADD)
+
+
+def lose_commander():
+    """The control plane has gone: without a way for another one to come, so does the relay."""
+    global reports_closes
+    if controller.fd < 0:
+        _exit(0)
+    close(commander.fd)
+    commander.fd = -1
+    reports_closes = 0
+
+
+def take_commands():
+    """Does what the control plane says: a datagram is a command, and gets one datagram back."""
+    global passed_count
+    message: msghdr
+    part: iovec
+    head: cython.pointer(cmsghdr)
+    room: cython.long[16]
+    size: cython.ssize_t
+    if commander.fd < 0:
+        return
+    memset(cython.address(message), 0, cython.sizeof(msghdr))
+    part.iov_base = buffer
+    part.iov_len = BUFFER_BYTES - 1
+    message.msg_iov = cython.address(part)
+    message.msg_iovlen = 1
+    message.msg_control = room
+    message.msg_controllen = CMSG_SPACE(PASSED * cython.sizeof(cython.int))
+    size = recvmsg(commander.fd, cython.address(message), MSG_CMSG_CLOEXEC)
+    if size <= 0:
+        if size == 0 or (errno != EAGAIN and errno != EINTR):
+            lose_commander()
+        return
+    buffer[size] = 0
+    passed_count = 0
+    head = CMSG_FIRSTHDR(cython.address(message))
+    if head != cython.NULL and head.cmsg_level == SOL_SOCKET and head.cmsg_type == SCM_RIGHTS:
+        passed_count = cython.cast(
+            cython.int, (head.cmsg_len - CMSG_LEN(0)) // cython.sizeof(cython.int)
+        )
+        memcpy(passed, CMSG_DATA(head), passed_count * cython.sizeof(cython.int))
+    begin_reply()
+    if message.msg_flags & MSG_TRUNC or strlen(buffer) != cython.cast(cython.size_t, size):
+        reply_error(0, 0, b"the command is too long or has a NUL")
+    else:
+        command(buffer)
+    while passed_count > 0:
+        passed_count -= 1
+        if passed[passed_count] >= 0:
+            close(passed[passed_count])
+    if commander.fd >= 0:
+        send(commander.fd, reply, reply_length, MSG_NOSIGNAL | MSG_DONTWAIT)
+
+
+def command(text):
+    """One command: its word decides which."""
+    rest: cython.p_char = cut_at(text, b" ")
+    mapping: cython.pointer(Mapping)
+    if rest == cython.NULL:
+        rest = text + strlen(text)
+    if strcmp(text, b"hello") == 0:
+        say_hello()
+    elif strcmp(text, b"add") == 0:
+        add_mapping(rest)
+    elif strcmp(text, b"start") == 0:
+        start_mapping(mapping_named(cython.address(rest)))
+    elif strcmp(text, b"update") == 0:
+        mapping = mapping_named(cython.address(rest))
+        update_mapping(mapping, rest)
+    elif strcmp(text, b"remove") == 0:
+        mapping = mapping_named(cython.address(rest))
+        remove_command(mapping, rest)
+    elif strcmp(text, b"backend") == 0:
+        mapping = mapping_named(cython.address(rest))
+        mark_backend(mapping, rest)
+    elif strcmp(text, b"list") == 0:
+        list_mappings(number_in(cython.address(rest)))
+    elif strcmp(text, b"connections") == 0:
+        list_links(number_in(cython.address(rest)))
+    elif strcmp(text, b"kill") == 0:
+        kill_link(number_in(cython.address(rest)))
+    elif strcmp(text, b"closes") == 0:
+        report_closes(number_in(cython.address(rest)))
+    elif strcmp(text, b"drain") == 0:
+        drain_all(number_in(cython.address(rest)))
+    else:
+        reply_error(0, 0, b"no command has this name")
+
+
+def number_in(text):
+    """The number at the beginning of ``text``, which moves behind it; -1 if there is none."""
+    at: cython.size_t = 0
+    here: cython.p_char = text[0]
+    number: cython.long = whole_number(here, cython.address(at))
+    if at == 0:
+        return -1
+    text[0] = skip_blanks(here + at)
+    return number
+
+
+def mapping_named(text):
+    """The mapping with the serial number that ``text`` begins with.  NULL, with an error said."""
+    serial: cython.long = number_in(text)
+    mapping: cython.pointer(Mapping) = mappings
+    while mapping != cython.NULL and (mapping.serial != serial or mapping.removed):
+        mapping = mapping.next
+    if mapping == cython.NULL:
+        reply_error(0, 0, b"there is no such mapping")
+    return mapping
+
+
+def begin_reply():
+    """Begins the answer to a command."""
+    global reply_length
+    reply_length = 0
+
+
+def reply_line():
+    """Adds the line to the answer.  False if there is no room for it and a last line."""
+    global reply_length
+    if reply_length + line_length + 64 > BUFFER_BYTES:
+        return False
+    memcpy(reply + reply_length, line, line_length)
+    reply_length += line_length
+    reply[reply_length] = b"\n"
+    reply_length += 1
+    return True
+
+
+def reply_ok(number, other):
+    """Says that it is done."""
+    global line_length
+    line_length = 0
+    say(b"ok ")
+    say_number(number)
+    say(b" ")
+    say_number(other)
+    reply_line()
+
+
+def reply_error(port, number, text):
+    """Says that it cannot be done: the port and errno if they are to blame, and a text."""
+    global line_length
+    begin_reply()
+    line_length = 0
+    say(b"error ")
+    say_number(port)
+    say(b" ")
+    say_number(number)
+    say(b" ")
+    say(text)
+    reply_line()
+
+
+def say_hello():
+    """Says who is here."""
+    global line_length
+    line_length = 0
+    say(b"ok ")
+    say_number(CONTROL_VERSION)
+    say(b" ")
+    say_number(getpid())
+    say(b" ")
+    say(PYSHIM_VERSION)
+    reply_line()
+
+
+def copy_text(text):
+    """A copy of a text; NULL without memory."""
+    n: cython.size_t = strlen(text) + 1
+    made: cython.p_char = cython.cast(cython.p_char, malloc(n))
+    if made != cython.NULL:
+        memcpy(made, text, n)
+    return made
+
+
+def take_passed(number):
+    """The descriptor that came with the command at this place; -1 if there is none."""
+    fd: cython.int
+    if number < 0 or number >= passed_count:
+        return -1
+    fd = passed[number]
+    passed[number] = -1
+    return fd
+
+
+def is_of_control(word):
+    """Whether a word means something here that it does not mean in a file."""
+    found: cython.bint = strcmp(word, b"label") == 0 or strcmp(word, b"partial") == 0
+    found = found or strcmp(word, b"listen_netns") == 0 or strcmp(word, b"backend_netns") == 0
+    return found or strcmp(word, b"log") == 0 or strcmp(word, b"stats") == 0
+
+
+def set_of_control(mapping, word, value):
+    """Sets one of those.  NULL, or what is wrong."""
+    at: cython.size_t = 0
+    fd: cython.int
+    if strcmp(word, b"label") == 0:
+        return cython.NULL
+    if strcmp(word, b"partial") == 0:
+        return choose(cython.address(mapping.partial), value, b"false", b"true")
+    if strcmp(word, b"log") == 0 or strcmp(word, b"stats") == 0:
+        return b"the control plane decides about this"
+    fd = take_passed(whole_number(value, cython.address(at)))
+    if fd < 0:
+        return b"the namespace has not come with the command"
+    if strcmp(word, b"listen_netns") == 0:
+        mapping.listen_netns = fd
+    else:
+        mapping.backend_netns = fd
+    return cython.NULL
+
+
+def read_draft(text):
+    """Makes a mapping of a line.  NULL, with an error said, if it is wrong."""
+    before: cython.pointer(Mapping) = mappings
+    owned: cython.p_char
+    wrong: cython.p_const_char
+    at: cython.size_t = 0
+    while text[at] >= b" " and text[at] != b'"' and text[at] != b"\\":
+        at += 1
+    if text[at] != 0 or at > SHOWN_BYTES:
+        reply_error(0, 0, b"the line is too long or has a character that has no place in it")
+        return cython.NULL
+    owned = copy_text(text)
+    if owned == cython.NULL:
+        reply_error(0, 0, b"no memory for a mapping")
+        return cython.NULL
+    wrong = read_mapping(owned)
+    if mappings == before:
+        free(owned)
+    else:
+        mappings.text = owned
+        mappings.shown = copy_text(text)
+    if wrong == cython.NULL and mappings.shown == cython.NULL:
+        wrong = b"no memory for a mapping"
+    if wrong == cython.NULL:
+        return mappings
+    if mappings != before:
+        free_mapping(mappings)
+    reply_error(0, 0, wrong)
+    return cython.NULL
+
+
+def add_mapping(text):
+    """Opens the ports of a new mapping; nobody is let in before ``start``."""
+    global line_length
+    mapping: cython.pointer(Mapping) = read_draft(text)
+    at: cython.int
+    failed: cython.int = 0
+    if mapping == cython.NULL:
+        return
+    if not prepare_listeners(mapping):
+        free_mapping(mapping)
+        reply_error(0, 0, b"no memory for so many ports")
+        return
+    for at in range(mapping.ports):
+        failed_errno_reset()
+        if open_listener(cython.address(mapping.listeners[at])):
+            continue
+        close_listener(cython.address(mapping.listeners[at]))
+        failed += 1
+        if not mapping.partial or failed == mapping.ports:
+            refuse_mapping(mapping, at)
+            return
+        line_length = 0
+        say_number(ntohs(mapping.host.sin6_port) + at)
+        say(b" ")
+        say_number(failed_errno)
+        reply_line()
+    if mapping.listen_netns >= 0:
+        close(mapping.listen_netns)
+        mapping.listen_netns = -1
+    if mapping.ports == 1 and not mapping.given:
+        learn_port(mapping)
+    reply_ok(mapping.serial, ntohs(mapping.host.sin6_port))
+
+
+def failed_errno_reset():
+    """Forgets what the last failure was."""
+    global failed_errno
+    failed_errno = 0
+
+
+def refuse_mapping(mapping, offset):
+    """Answers that a port cannot be opened, and forgets the mapping."""
+    text: cython.char[LINE_BYTES]
+    line[line_length] = 0
+    memcpy(text, line + PREFIX_BYTES, line_length - PREFIX_BYTES + 1)
+    reply_error(ntohs(mapping.host.sin6_port) + offset, failed_errno, text)
+    close_listeners(mapping)
+    free_mapping(mapping)
+
+
+def learn_port(mapping):
+    """Notes which port the kernel has chosen."""
+    address: sockaddr_in6
+    size: cython.uint = cython.sizeof(sockaddr_in6)
+    if mapping.host.sin6_port == 0 and (
+        getsockname(
+            mapping.listeners[0].fd,
+            cython.cast(cython.pointer(sockaddr), cython.address(address)),
+            cython.address(size),
+        )
+        == 0
+    ):
+        mapping.host.sin6_port = address.sin6_port
+
+
+def start_mapping(mapping):
+    """Lets clients in."""
+    at: cython.int
+    listener: cython.pointer(Listener)
+    if mapping == cython.NULL:
+        return
+    for at in range(mapping.ports):
+        listener = cython.address(mapping.listeners[at])
+        if listener.fd < 0 or mapping.serving:
+            continue
+        if not watch(listener.fd, listener, EPOLLIN, EPOLL_CTL_ADD):
+            reply_error(ntohs(mapping.host.sin6_port) + at, errno, b"epoll")
+            return
+    mapping.serving = True
+    reply_ok(mapping.serial, 0)
+
+
+def update_mapping(mapping, text):
+    """Gives a mapping other settings and places to forward to; its ports stay as they are.
+
+    Connections keep their backend; the sessions of datagrams are parted from theirs.
+    """
+    draft: cython.pointer(Mapping)
+    if mapping == cython.NULL:
+        return
+    draft = read_draft(text)
+    if draft == cython.NULL:
+        return
+    if draft.wire != mapping.wire or draft.ports != mapping.ports:
+        free_mapping(draft)
+        reply_error(0, 0, b"an update changes neither the protocol nor the number of ports")
+        return
+    forget_backends(mapping)
+    exchange_settings(mapping, draft)
+    free_mapping(draft)
+    prepare_clients(mapping)
+    reply_ok(mapping.serial, ntohs(mapping.host.sin6_port))
+
+
+def forget_backends(mapping):
+    """Has nothing that goes on refer to the places to forward to any more."""
+    link: cython.pointer(Link) = newest_link
+    while link != cython.NULL:
+        if link.mapping == mapping:
+            link.backend = -1
+            link.tried = 0
+        link = link.older
+    while mapping.oldest != cython.NULL:
+        end_session(mapping.oldest)
+
+
+def exchange_settings(mapping, draft):
+    """Swaps what was asked for; what has become of it, which comes last, stays."""
+    size: cython.size_t = cython.cast(
+        cython.size_t,
+        cython.cast(cython.p_char, cython.address(mapping.serial))
+        - cython.cast(cython.p_char, mapping),
+    )
+    other: Mapping = mapping[0]
+    host: sockaddr_in6 = mapping.host
+    any_host: cython.bint = mapping.any_host
+    given: cython.bint = mapping.given
+    memcpy(mapping, draft, size)
+    memcpy(draft, cython.address(other), size)
+    mapping.host = host
+    mapping.any_host = any_host
+    mapping.given = given
+
+
+def remove_command(mapping, text):
+    """Removes a mapping; its connections may go on for so many milliseconds, or without end."""
+    rest: cython.p_char = text
+    ms: cython.long = number_in(cython.address(rest))
+    if mapping == cython.NULL:
+        return
+    remove_mapping(mapping, ms)
+    reply_ok(mapping.serial, mapping.connections)
+
+
+def remove_mapping(mapping, ms):
+    """Closes the ports; ``ms`` -1 lets connections end by themselves, 0 ends them at once."""
+    global forgotten
+    mapping.removed = True
+    forgotten = True
+    close_listeners(mapping)
+    if ms == 0:
+        close_links_of(mapping, b"admin")
+    elif ms > 0:
+        mapping.timer.kind = OF_MAPPING
+        set_timer(cython.address(mapping.timer), loop_ms + ms)
+
+
+def close_listeners(mapping):
+    """Closes the ports of a mapping and ends what only lives while they are open."""
+    at: cython.int
+    while mapping.oldest != cython.NULL:
+        end_session(mapping.oldest)
+    if mapping.listeners == cython.NULL:
+        return
+    for at in range(mapping.ports):
+        close_listener(cython.address(mapping.listeners[at]))
+
+
+def close_listener(listener):
+    """Closes one port; it may be one of those that wait for descriptors."""
+    global paused_first
+    place: cython.pointer(cython.pointer(Listener)) = cython.address(paused_first)
+    while place[0] != cython.NULL and place[0] != listener:
+        place = cython.address(place[0].next_paused)
+    if place[0] == listener:
+        place[0] = listener.next_paused
+    listener.paused = False
+    if listener.fd >= 0:
+        close(listener.fd)
+    listener.fd = -1
+
+
+def close_links_of(mapping, why):
+    """Ends all connections of a mapping."""
+    link: cython.pointer(Link) = newest_link
+    older: cython.pointer(Link)
+    while link != cython.NULL:
+        older = link.older
+        if link.mapping == mapping:
+            close_link(link, False, why)
+        link = older
+
+
+def mapping_due(mapping):
+    """The time that the connections of a removed mapping had is over."""
+    close_links_of(mapping, b"drain")
+
+
+def free_mappings():
+    """Frees the removed mappings that nothing refers to any more."""
+    global forgotten
+    mapping: cython.pointer(Mapping) = mappings
+    following: cython.pointer(Mapping)
+    forgotten = False
+    while mapping != cython.NULL:
+        following = mapping.next
+        if mapping.removed and mapping.connections == 0 and mapping.sessions == 0:
+            free_mapping(mapping)
+        mapping = following
+
+
+def free_mapping(mapping):
+    """Takes a mapping out of the list and frees what it has."""
+    at: cython.int
+    place: cython.pointer(cython.pointer(Mapping)) = cython.address(mappings)
+    while place[0] != mapping:
+        place = cython.address(place[0].next)
+    place[0] = mapping.next
+    drop_timer(cython.address(mapping.timer))
+    for at in range(BACKENDS):
+        free(mapping.backends[at].path)
+    if mapping.listen_netns >= 0:
+        close(mapping.listen_netns)
+    if mapping.backend_netns >= 0:
+        close(mapping.backend_netns)
+    if mapping.given_fd >= 0:
+        close(mapping.given_fd)
+    free(mapping.access)
+    free(mapping.trusted)
+    free(mapping.clients)
+    free(mapping.listeners)
+    free(mapping.text)
+    free(mapping.shown)
+    free(mapping)
+
+
+def mark_backend(mapping, text):
+    """Says that one of the places to forward to is up or down."""
+    rest: cython.p_char = text
+    at: cython.long = number_in(cython.address(rest))
+    if mapping == cython.NULL:
+        return
+    if at < 0 or at >= mapping.backend_count:
+        reply_error(0, 0, b"there is no such backend")
+        return
+    mapping.backends[at].down = strcmp(rest, b"down") == 0
+    mapping.backends[at].out_until_ms = 0
+    reply_ok(mapping.serial, at)
+
+
+def list_mappings(cursor):
+    """All mappings, newest first, from the one before the serial number ``cursor``."""
+    mapping: cython.pointer(Mapping) = mappings
+    last: cython.long = 0
+    more: cython.bint = False
+    reply_ok(0, 0)
+    while mapping != cython.NULL and not more:
+        if cursor <= 0 or mapping.serial < cursor:
+            say_mapping(mapping)
+            if reply_line():
+                last = mapping.serial
+            else:
+                more = True
+        mapping = mapping.next
+    say_process(last if more else 0)
+
+
+def say_mapping(mapping):
+    """Makes the line of one mapping."""
+    at: cython.int
+    opened: cython.long = 0
+    begin_stats(mapping, b"mapping")
+    say_count(b"serial", mapping.serial)
+    for at in range(mapping.ports):
+        opened += mapping.listeners[at].fd >= 0
+    say_count(b"ports", mapping.ports)
+    say_count(b"open", opened)
+    say(b',"state":"')
+    if mapping.removed:
+        say(b'draining"')
+    else:
+        say(b'serving"' if mapping.serving else b'opened"')
+    say_totals(mapping)
+    say_count(b"spliced", mapping.spliced)
+    say_count(b"dial_ms", mapping.dial_ms)
+    say(b',"dials":[')
+    for at in range(DIAL_CLASSES):
+        say(b"," if at > 0 else b"")
+        say_number(mapping.dials[at])
+    say(b'],"backends":[')
+    for at in range(mapping.backend_count):
+        say(b"," if at > 0 else b"")
+        say_number(mapping.backends[at].connections)
+    say(b'],"up_backends":[')
+    for at in range(mapping.backend_count):
+        say(b"," if at > 0 else b"")
+        say(
+            b"false"
+            if mapping.backends[at].down or mapping.backends[at].out_until_ms > loop_ms
+            else b"true"
+        )
+    say(b'],"line":"')
+    say(mapping.shown)
+    say(b'"}')
+
+
+def say_process(cursor):
+    """The last line of a list: what concerns all, and where the next part of the list begins."""
+    global line_length
+    line_length = 0
+    say(b'{"event":"process"')
+    say_count(b"pid", getpid())
+    say_count(b"links", links)
+    say_count(b"sessions", session_count)
+    say_count(b"pipes", pipes_open)
+    say_count(b"spare_pipes", spare_count)
+    say_count(b"events_lost", events_lost)
+    say_count(b"next", cursor)
+    say(b"}")
+    memcpy(reply + reply_length, line, line_length)
+    reply_length_add(line_length)
+
+
+def reply_length_add(n):
+    """The answer has become longer."""
+    global reply_length
+    reply_length += n
+
+
+def list_links(cursor):
+    """All connections, newest first, from the one before the serial number ``cursor``."""
+    link: cython.pointer(Link) = newest_link
+    last: cython.long = 0
+    more: cython.bint = False
+    reply_ok(0, 0)
+    while link != cython.NULL and not more:
+        if cursor <= 0 or link.serial < cursor:
+            say_connection(link)
+            # Room for the last line is kept.
+            if reply_length + line_length + 512 < BUFFER_BYTES and reply_line():
+                last = link.serial
+            else:
+                more = True
+        link = link.older
+    say_process(last if more else 0)
+
+
+def say_connection(link):
+    """Makes the line of one connection."""
+    about: tcp_info
+    size: cython.uint = cython.sizeof(tcp_info)
+    memset(cython.address(about), 0, size)
+    begin_stats(link.mapping, b"connection")
+    say_count(b"serial", link.serial)
+    say_count(b"mapping", link.mapping.serial)
+    say(b',"client":"')
+    say_ip(cython.address(link.peer), False)
+    say(b'"')
+    say_count(b"client_port", ntohs(link.peer.sin6_port))
+    say_link(link)
+    say_count(b"idle_ms", loop_ms - link.active_ms)
+    say(b',"phase":"')
+    if link.phase == OPEN:
+        half: cython.bint = link.sides[0].finished or link.sides[1].finished
+        say(b'half-closed"' if half else b'open"')
+    else:
+        say(b'header"' if link.phase == AWAITS_HEADER else b'connecting"')
+    if (
+        getsockopt(
+            link.sides[0].fd,
+            IPPROTO_TCP,
+            TCP_INFO,
+            cython.address(about),
+            cython.address(size),
+        )
+        == 0
+    ):
+        say_count(b"rtt_us", about.tcpi_rtt)
+        say_count(b"retransmits", about.tcpi_total_retrans)
+    say(b"}")
+
+
+def kill_link(serial):
+    """Ends one connection, with a reset to both sides."""
+    link: cython.pointer(Link) = newest_link
+    while link != cython.NULL and link.serial != serial:
+        link = link.older
+    if link == cython.NULL:
+        reply_error(0, 0, b"there is no such connection")
+        return
+    close_link(link, True, b"admin")
+    reply_ok(serial, 0)
+
+
+def report_closes(one_in):
+    """Has every so many-th connection that ends be reported; 0 for none."""
+    global reports_closes, closes_seen
+    reports_closes = one_in if one_in > 0 else 0
+    closes_seen = 0
+    reply_ok(0, 0)
+
+
+def drain_all(ms):
+    """Closes all ports and ends when the connections have, or after so many milliseconds."""
+    global draining, told_to_end
+    mapping: cython.pointer(Mapping) = mappings
+    while mapping != cython.NULL:
+        if not mapping.removed or mapping.timer.place == 0:
+            remove_mapping(mapping, ms)
+        mapping = mapping.next
+    draining = True
+    told_to_end = True
+    reply_ok(links, 0)
+
+
+def count_dial(link):
+    """Notes how long it took to reach the container, in classes that double."""
+    mapping: cython.pointer(Mapping) = link.mapping
+    at: cython.int = 0
+    link.dial_ms = loop_ms - link.dialled_ms
+    mapping.dial_ms += link.dial_ms
+    while at < DIAL_CLASSES - 1 and link.dial_ms > (1 << at):
+        at += 1
+    mapping.dials[at] += 1
+
+
+# --- Privileges --------------------------------------------------------------------------------
+
+
+def read_user(text):
+    """Reads UID:GID.  False if it is something else."""
+    global run_as_uid, run_as_gid, changes_user
+    at: cython.size_t = 0
+    from_: cython.size_t
+    uid: cython.long = whole_number(text, cython.address(at))
+    gid: cython.long
+    if at == 0 or text[at] != b":":
+        return False
+    at += 1
+    from_ = at
+    gid = whole_number(text, cython.address(at))
+    if at == from_ or text[at] != 0:
+        return False
+    run_as_uid = uid
+    run_as_gid = gid
+    changes_user = True
+    return True
+
+
+def begin_broker():
+    """Starts the one process that keeps its privileges: it makes sockets, and does nothing else."""
+    global broker_fd
+    ends: cython.int[2]
+    home: cython.int
+    pid: cython.int
+    if socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0:
+        begin(b"cannot make a pair of sockets: ")
+        say(reason(errno))
+        fail()
+    home = open(b"/proc/self/ns/net", O_RDONLY | O_CLOEXEC)
+    pid = fork()
+    if pid < 0:
+        begin(b"cannot fork: ")
+        say(reason(errno))
+        fail()
+    if pid == 0:
+        # Whoever waits for the end of our output must not wait for this process.
+        dup2(ends[1], STATUS_FD)
+        if home >= 0:
+            dup2(home, LISTENER_FD)
+        syscall(
+            SYS_close_range, LISTENER_FD + (1 if home >= 0 else 0), cython.cast(cython.uint, -1), 0
+        )
+        at: cython.int
+        null: cython.int = open(b"/dev/null", O_RDWR)
+        for at in range(STATUS_FD):
+            dup2(null, at)
+        close(null)
+        signal(SIGINT, SIG_IGN)
+        signal(SIGTERM, SIG_IGN)
+        serve_orders(STATUS_FD, LISTENER_FD if home >= 0 else -1)
+    close(ends[1])
+    if home >= 0:
+        close(home)
+    broker_fd = ends[0]
+
+
+def serve_orders(fd, home):
+    """The broker: an order is for sockets; it ends with the relay."""
+    order: Order
+    done: Fulfilment
+    netns: cython.int
+    count: cython.int
+    size: cython.int
+    made: cython.int[ORDERED]
+    while True:
+        netns = -1
+        count = 0
+        size = receive_with_fds(
+            fd,
+            cython.address(order),
+            cython.sizeof(Order),
+            cython.address(netns),
+            1,
+            cython.address(count),
+        )
+        if size == 0 or (size < 0 and errno != EINTR):
+            _exit(0)
+        if size != cython.sizeof(Order) or order.count < 1 or order.count > ORDERED:
+            continue
+        done.made = 0
+        done.number = 0
+        if netns >= 0 and (home < 0 or setns(netns, CLONE_NEWNET) < 0):
+            done.number = errno
+        else:
+            fulfil(cython.address(order), cython.address(done), made)
+        if netns >= 0:
+            setns(home, CLONE_NEWNET)
+            close(netns)
+        send_with_fds(fd, cython.address(done), cython.sizeof(Fulfilment), made, done.made)
+        while done.made > 0:
+            done.made -= 1
+            close(made[done.made])
+
+
+def fulfil(order, done, made):
+    """Makes the sockets of an order, with successive ports, up to the first that cannot be made."""
+    fd: cython.int
+    what: cython.p_const_char = cython.NULL
+    while done.made < order.count:
+        if order.binds:
+            fd = bound_socket(
+                order.family,
+                order.kind,
+                order.wire,
+                cython.address(order.address),
+                cython.address(what),
+            )
+        else:
+            fd = socket(order.family, order.kind | SOCK_CLOEXEC | SOCK_NONBLOCK, order.wire)
+        if fd < 0:
+            done.number = errno
+            return
+        if order.receive_bytes > 0:
+            set_number(fd, SOL_SOCKET, SO_RCVBUFFORCE, order.receive_bytes)
+        made[done.made] = fd
+        done.made += 1
+        order.address.sin6_port = htons(ntohs(order.address.sin6_port) + 1)
+
+
+def ask_broker(family, mapping, netns):
+    """A socket in another namespace, which only the broker can make.  -1 with errno."""
+    order: Order
+    made: cython.int[ORDERED]
+    memset(cython.address(order), 0, cython.sizeof(Order))
+    order.family = family
+    order.kind = kind_of(mapping)
+    order.wire = IPPROTO_SCTP if mapping.wire == IPPROTO_SCTP else 0
+    order.count = 1
+    return made[0] if place_order(cython.address(order), netns, made) > 0 else -1
+
+
+def bind_by_broker(listener, address):
+    """Has the broker bind a port, and those that follow it in its range.  False with errno."""
+    mapping: cython.pointer(Mapping) = listener.mapping
+    order: Order
+    made: cython.int[ORDERED]
+    at: cython.int
+    count: cython.int
+    memset(cython.address(order), 0, cython.sizeof(Order))
+    order.family = address.sin6_family
+    order.kind = kind_of(mapping)
+    order.wire = mapping.wire
+    order.binds = 1
+    order.receive_bytes = cython.cast(cython.int, mapping.receive_bytes)
+    order.address = address[0]
+    order.count = cython.cast(cython.int, least(mapping.ports - listener.offset, ORDERED))
+    count = place_order(cython.address(order), mapping.listen_netns, made)
+    for at in range(count):
+        mapping.listeners[listener.offset + at].fd = made[at]
+    return count > 0
+
+
+def place_order(order, netns, made):
+    """Sends the broker an order; how many sockets came, or -1 with errno if there is none."""
+    done: Fulfilment
+    count: cython.int = 0
+    sent: cython.int
+    place: cython.int = netns
+    sent = send_with_fds(
+        broker_fd, order, cython.sizeof(Order), cython.address(place), 1 if netns >= 0 else 0
+    )
+    if sent < 0:
+        return -1
+    if receive_with_fds(
+        broker_fd,
+        cython.address(done),
+        cython.sizeof(Fulfilment),
+        made,
+        ORDERED,
+        cython.address(count),
+    ) != cython.sizeof(Fulfilment):
+        set_errno(EIO)
+        return -1
+    if count == 0:
+        # Sockets are lost on their way when there are no descriptors for them.
+        set_errno(done.number if done.number != 0 else EMFILE)
+        return -1
+    return count
+
+
+def send_with_fds(fd, data, n, fds, count):
+    """Sends a datagram and some descriptors with it.  -1 with errno if that fails."""
+    message: msghdr
+    part: iovec
+    room: cython.long[ORDERED]
+    head: cython.pointer(cmsghdr)
+    memset(cython.address(message), 0, cython.sizeof(msghdr))
+    part.iov_base = data
+    part.iov_len = n
+    message.msg_iov = cython.address(part)
+    message.msg_iovlen = 1
+    if count > 0:
+        memset(room, 0, cython.sizeof(room))
+        message.msg_control = room
+        message.msg_controllen = CMSG_SPACE(count * cython.sizeof(cython.int))
+        head = CMSG_FIRSTHDR(cython.address(message))
+        head.cmsg_level = SOL_SOCKET
+        head.cmsg_type = SCM_RIGHTS
+        head.cmsg_len = CMSG_LEN(count * cython.sizeof(cython.int))
+        memcpy(CMSG_DATA(head), fds, count * cython.sizeof(cython.int))
+    return cython.cast(cython.int, sendmsg(fd, cython.address(message), MSG_NOSIGNAL))
+
+
+def receive_with_fds(fd, data, n, fds, most, count):
+    """Receives a datagram and its descriptors.  Its size, or -1 with errno."""
+    message: msghdr
+    part: iovec
+    room: cython.long[ORDERED]
+    head: cython.pointer(cmsghdr)
+    size: cython.int
+    memset(cython.address(message), 0, cython.sizeof(msghdr))
+    part.iov_base = data
+    part.iov_len = n
+    message.msg_iov = cython.address(part)
+    message.msg_iovlen = 1
+    message.msg_control = room
+    message.msg_controllen = CMSG_SPACE(most * cython.sizeof(cython.int))
+    size = cython.cast(cython.int, recvmsg(fd, cython.address(message), MSG_CMSG_CLOEXEC))
+    if size > 0:
+        head = CMSG_FIRSTHDR(cython.address(message))
+        if head != cython.NULL and head.cmsg_level == SOL_SOCKET and head.cmsg_type == SCM_RIGHTS:
+            count[0] = cython.cast(
+                cython.int, (head.cmsg_len - CMSG_LEN(0)) // cython.sizeof(cython.int)
+            )
+            memcpy(fds, CMSG_DATA(head), count[0] * cython.sizeof(cython.int))
+    return size
+
+
+def drop_privileges():
+    """Becomes the user that -user names; of the capabilities only what was asked for stays."""
+    head: cython.uint[2]
+    sets: cython.uint[6]
+    failed: cython.bint = False
+    if changes_user:
+        if keeps_net_admin:
+            prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        failed = syscall(SYS_setgroups, 0, cython.NULL) < 0
+        failed = failed or syscall(SYS_setresgid, run_as_gid, run_as_gid, run_as_gid) < 0
+        failed = failed or syscall(SYS_setresuid, run_as_uid, run_as_uid, run_as_uid) < 0
+        if failed:
+            begin(b"cannot become user ")
+            say_number(run_as_uid)
+            say(b": ")
+            say(reason(errno))
+            fail()
+        if keeps_net_admin:
+            memset(sets, 0, cython.sizeof(sets))
+            head[0] = CAPABILITY_VERSION
+            head[1] = 0
+            sets[0] = 1 << CAP_NET_ADMIN
+            sets[1] = 1 << CAP_NET_ADMIN
+            syscall(SYS_capset, head, sets)
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def filter_calls():
+    """Lets the kernel refuse (EPERM) every system call that moving bytes does not need."""
+    rules: sock_filter[160]
+    program: sock_fprog
+    n: cython.int = 0
+    at: cython.int
+    allowed: cython.int[64]
+    count: cython.int = allowed_calls(allowed)
+    n = add_filter(rules, n, BPF_LD | BPF_W | BPF_ABS, 0, 0, 4)  # the architecture
+    n = add_filter(rules, n, BPF_JMP | BPF_JEQ | BPF_K, 1, 0, THIS_AUDIT)
+    n = add_filter(rules, n, BPF_RET | BPF_K, 0, 0, SECCOMP_RET_KILL_PROCESS)
+    n = add_filter(rules, n, BPF_LD | BPF_W | BPF_ABS, 0, 0, 0)  # the number of the call
+    for at in range(count):
+        n = add_filter(rules, n, BPF_JMP | BPF_JEQ | BPF_K, 0, 1, allowed[at])
+        n = add_filter(rules, n, BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW)
+    n = add_filter(rules, n, BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | EPERM)
+    program.len = cython.cast(cython.ushort, n)
+    program.filter = rules
+    if prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, cython.address(program), 0, 0) < 0:
+        begin(b"cannot filter system calls: ")
+        say(reason(errno))
+        log_line()
+
+
+def add_filter(rules, n, code, yes, no, value):
+    """Appends one instruction; how many there are then."""
+    rules[n].code = code
+    rules[n].jt = yes
+    rules[n].jf = no
+    rules[n].k = value
+    return n + 1
+
+
+def allowed_calls(calls):
+    """What a relay does once it has started; how many calls that are."""
+    n: cython.int = 0
+    n = allow(calls, n, SYS_read, SYS_write, SYS_close, SYS_fcntl)
+    n = allow(calls, n, SYS_epoll_ctl, SYS_epoll_pwait, CALL_POLL, SYS_clock_gettime)
+    n = allow(calls, n, SYS_socket, SYS_bind, SYS_listen, SYS_accept4)
+    n = allow(calls, n, SYS_connect, SYS_shutdown, SYS_getsockname, SYS_getsockopt)
+    n = allow(calls, n, SYS_setsockopt, SYS_sendto, SYS_recvfrom, SYS_sendmsg)
+    n = allow(calls, n, SYS_recvmsg, SYS_sendmmsg, SYS_recvmmsg, SYS_splice)
+    n = allow(calls, n, SYS_pipe2, SYS_mmap, SYS_munmap, SYS_mremap)
+    n = allow(calls, n, SYS_brk, SYS_madvise, SYS_mprotect, SYS_getpid)
+    n = allow(calls, n, SYS_rt_sigreturn, SYS_rt_sigprocmask, SYS_restart_syscall, SYS_setitimer)
+    return allow(calls, n, SYS_exit, SYS_exit_group, SYS_exit, SYS_exit_group)
+
+
+def allow(calls, n, a, b, c, d):
+    """Appends four calls; how many there are then."""
+    calls[n] = a
+    calls[n + 1] = b
+    calls[n + 2] = c
+    calls[n + 3] = d
+    return n + 4

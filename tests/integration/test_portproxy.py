@@ -6,62 +6,31 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import interpreter
-from tests.integration.relays import BOUND_S, eventually
+from tests.integration.conftest import plain_only
+from tests.integration.relays import BOUND_S, eventually, free_port
+from tests.integration.tool import Echo, Tool, echo, says
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Tool:
-    """A running ``portproxy``."""
-
-    def __init__(self, programs: Path, *mappings: str) -> None:
-        path = os.pathsep.join([str(programs), os.environ["PATH"]])
-        flags = [word for mapping in mappings for word in ("-p", mapping)]
-        self.process = subprocess.Popen(
-            [interpreter(programs), "-m", "portproxy", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PATH": path},
-        )
-
-    def line(self) -> str:
-        """The next line of the output."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip("\n")
-
-    def relays(self) -> list[int]:
-        """The pids of its children."""
-        pid = self.process.pid
-        return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def finish(self) -> tuple[int, str]:
-        """Its exit code and what it wrote to stderr."""
-        _, error = self.process.communicate(timeout=BOUND_S)
-        return self.process.returncode, error
+Tools = Callable[..., Tool]
 
 
 @pytest.fixture
-def tools(programs: Path) -> Iterator[Callable[..., Tool]]:
-    """Starts tools; they are gone afterwards."""
+def tools(programs: Path) -> Iterator[Tools]:
+    """Starts tools for some mappings; they are gone afterwards."""
     started: list[Tool] = []
 
-    def start(*mappings: str) -> Tool:
-        started.append(Tool(programs, *mappings))
+    def start(*mappings: str, options: tuple[str, ...] = (), **more: object) -> Tool:
+        flags = [word for mapping in mappings for word in ("-p", mapping)]
+        started.append(Tool(programs, *flags, *options, **more))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
     for tool in started:
-        tool.process.kill()
-        tool.process.communicate(timeout=BOUND_S)
+        tool.end()
 
 
 def gone(pids: list[int]) -> bool:
@@ -77,75 +46,240 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.fixture
-def backend() -> Iterator[socket.socket]:
-    """A listener to forward to."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(BOUND_S)
-        yield server
+def backend() -> Iterator[Echo]:
+    """Something to forward to."""
+    with echo("it") as made:
+        yield made
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_tool_forwards_until_told_to_stop(
-    tools: Callable[..., Tool], backend: socket.socket, number: int
-) -> None:
-    port = backend.getsockname()[1]
-    tool = tools(f"127.0.0.1:0:127.0.0.1:{port}", f"[::1]:0:localhost:{port}/tcp")
-    for host, target in (("127.0.0.1", f"127.0.0.1:{port}"), ("::1", f"localhost:{port}")):
-        where, _, to = tool.line().removeprefix("listening on ").partition(" -> ")
-        assert to == target
-        chosen = int(where.rpartition(":")[2])
-        with socket.create_connection((host, chosen), BOUND_S) as client:
-            if host == "::1" and socket.getaddrinfo("localhost", 1)[0][4][0] == "::1":
-                continue  # the backend listens on IPv4 only
-            accepted, _ = backend.accept()
-            with accepted:
-                client.sendall(b"x")
-                assert accepted.recv(1) == b"x"
-    relays = tool.relays()
-    assert len(relays) == 2
-    tool.process.send_signal(number)
-    code, _ = tool.finish()
-    assert code == 0
-    assert gone(relays)
+def test_tool_forwards_until_told_to_stop(tools: Tools, backend: Echo, number: int) -> None:
+    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.port}", f"[::1]:0:127.0.0.1:{backend.port}/tcp")
+    assert says(("127.0.0.1", tool.port())) == "it"
+    assert says(("::1", tool.port()), socket.AF_INET6) == "it"
+    children = tool.children()
+    assert len(children) == 2  # one relay for everything, and its broker
+    assert tool.stop(number) == (0, "")
+    eventually(lambda: gone(children), "they end with the tool")
 
 
-def test_tool_takes_its_relays_along(tools: Callable[..., Tool], backend: socket.socket) -> None:
-    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.getsockname()[1]}")
+def test_tool_finds_a_host_by_its_name(tools: Tools) -> None:
+    address = socket.getaddrinfo("localhost", 1, type=socket.SOCK_STREAM)[0][4][0]
+    family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+    with echo("named", family, (address, 0)) as backend:
+        tool = tools(f"127.0.0.1:0:localhost:{backend.port}")
+        assert says(("127.0.0.1", tool.port())) == "named"
+
+
+def test_tool_takes_its_relays_along(tools: Tools, backend: Echo) -> None:
+    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.port}")
     assert tool.line().startswith("listening on 127.0.0.1:")
-    relays = tool.relays()
+    children = tool.children()
     tool.process.kill()
-    eventually(lambda: gone(relays), "the relays die with the tool")
+    eventually(lambda: gone(children), "they die with the tool")
 
 
-def test_tool_ends_when_a_relay_does(tools: Callable[..., Tool], backend: socket.socket) -> None:
-    tool = tools(*[f"127.0.0.1:0:127.0.0.1:{backend.getsockname()[1]}"] * 2)
-    lines = [tool.line(), tool.line()]
-    relays = tool.relays()
-    os.kill(relays[0], signal.SIGKILL)
+def test_tool_ends_when_its_relay_does(tools: Tools, backend: Echo) -> None:
+    tool = tools(*[f"127.0.0.1:0:127.0.0.1:{backend.port}"] * 2)
+    tool.line()
+    tool.line()
+    children = tool.children()
+    os.kill(children[0], signal.SIGKILL)
     code, error = tool.finish()
     assert code == 1
-    what = lines[0].removeprefix("listening on ")
-    assert error == f"portproxy: the relay of {what} has ended by SIGKILL\n"
-    assert gone(relays)
+    assert error == "portproxy: the data plane has ended by signal 9\n"
+    eventually(lambda: gone(children), "the broker ends with the relay")
 
 
-def test_tool_names_a_busy_port(tools: Callable[..., Tool], backend: socket.socket) -> None:
-    port = backend.getsockname()[1]
+def test_tool_names_who_has_a_busy_port(tools: Tools, backend: Echo) -> None:
+    port = backend.port
     tool = tools(f"127.0.0.1:0:127.0.0.1:{port}", f"127.0.0.1:{port}:127.0.0.1:{port}")
     code, error = tool.finish()
     assert code == 1
-    assert error == f"portproxy: cannot listen on 127.0.0.1:{port}: address already in use\n"
+    comm = Path("/proc/self/comm").read_text().strip()
+    holder = f"by {comm}, pid {os.getpid()}"
+    assert error.startswith(
+        f"portproxy: cannot listen on 127.0.0.1:{port}: address already in use ({holder}"
+    )
+    assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("mapping", ["80", "web:80:h:80", "80:h:80/udp"])
-def test_tool_refuses_what_is_no_mapping(tools: Callable[..., Tool], mapping: str) -> None:
+@pytest.mark.parametrize("mapping", ["80", "web:80:h:80", "80:h:80/http"])
+def test_tool_refuses_what_is_no_mapping(tools: Tools, mapping: str) -> None:
     code, error = tools(mapping).finish()
     assert code == 2
     assert error.startswith(f"portproxy: {mapping!r}")
     assert error.count("\n") == 1
 
 
-def test_tool_needs_a_mapping(tools: Callable[..., Tool]) -> None:
+def test_tool_needs_a_mapping(tools: Tools) -> None:
     code, error = tools().finish()
     assert code == 2
     assert error.count("\n") == 1
+
+
+def test_both_protocols_on_one_port(tools: Tools, backend: Echo) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as answering:
+        answering.bind(("127.0.0.1", backend.port))
+        answering.settimeout(BOUND_S)
+        port = free_port()
+        tool = tools(f"127.0.0.1:{port}:127.0.0.1:{backend.port}/both")
+        assert tool.line() == f"listening on 127.0.0.1:{port} -> 127.0.0.1:{backend.port}"
+        assert tool.line().endswith("/udp")
+        assert says(("127.0.0.1", port)) == "it"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(BOUND_S)
+            asking.sendto(b"question", ("127.0.0.1", port))
+            data, seen = answering.recvfrom(100)
+            assert data == b"question"
+            answering.sendto(b"answer", seen)
+            assert asking.recvfrom(100) == (b"answer", ("127.0.0.1", port))
+
+
+def has_sctp() -> bool:
+    """Whether this kernel speaks SCTP."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_sctp_or_why_not(tools: Tools) -> None:
+    tool = tools("127.0.0.1:0:127.0.0.1:9/sctp")
+    if has_sctp():
+        assert tool.line().endswith("/sctp")
+        return
+    code, error = tool.finish()
+    assert code == 1
+    assert "this kernel has no sctp" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_unix_sockets_on_both_sides(tools: Tools, tmp_path: Path, abstract: bool) -> None:
+    front = f"@front{os.getpid()}" if abstract else str(tmp_path / "front")
+    back = f"@back{os.getpid()}" if abstract else str(tmp_path / "back")
+
+    def where(path: str) -> str:
+        return "\0" + path[1:] if path.startswith("@") else path
+
+    with echo("unix", socket.AF_UNIX, where(back)):
+        if not abstract:
+            tmp_path.chmod(0o755)
+            for folder in tmp_path.parents[:2]:
+                folder.chmod(0o755)
+            os.chmod(back, 0o777)
+        tool = tools(f"unix:{front}:unix:{back}", f"127.0.0.1:0:unix:{back}")
+        assert tool.line() == f"listening on unix:{front} -> unix:{back}"
+        assert says(("127.0.0.1", tool.port())) == "unix"
+        assert says(where(front), socket.AF_UNIX) == "unix"
+        tool.stop()
+    assert not Path(front).exists()
+
+
+def test_a_stale_unix_socket_is_replaced_and_a_served_one_is_not(
+    tools: Tools, tmp_path: Path, backend: Echo
+) -> None:
+    front = tmp_path / "front"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(front))
+    tool = tools(f"unix:{front}:127.0.0.1:{backend.port}")
+    tool.line()
+    assert says(str(front), socket.AF_UNIX) == "it"
+    code, error = tools(f"unix:{front}:127.0.0.1:{backend.port}").finish()
+    assert (code, "address already in use" in error) == (1, True)
+    assert says(str(front), socket.AF_UNIX) == "it"
+
+
+def test_a_range_leads_to_a_range_or_to_one_port(tools: Tools) -> None:
+    first = free_block(8)
+    with contextlib.ExitStack() as stack:
+        for at in range(4):
+            stack.enter_context(echo(f"n{at}", at=("127.0.0.1", first + at)))
+        tool = tools(
+            f"127.0.0.2:{first}-{first + 3}:127.0.0.1:{first}-{first + 3}",
+            f"127.0.0.3:{first}-{first + 3}:127.0.0.1:{first}",
+        )
+        tool.line()
+        tool.line()
+        assert [says(("127.0.0.2", first + at)) for at in range(4)] == ["n0", "n1", "n2", "n3"]
+        assert [says(("127.0.0.3", first + at)) for at in range(4)] == ["n0"] * 4
+
+
+def test_ports_of_a_range_that_are_busy_are_left_out_if_that_is_wanted(
+    tools: Tools, backend: Echo
+) -> None:
+    first = free_block(3)
+    publish = f"127.0.0.1:{first}-{first + 2}:127.0.0.1:{backend.port}"
+    with socket.create_server(("127.0.0.1", first + 1)):
+        code, error = tools(publish).finish()
+        assert (code, f"127.0.0.1:{first + 1}: address already in use" in error) == (1, True)
+        tool = tools(publish, options=("--set", "partial=true"))
+        tool.line()
+        assert says(("127.0.0.1", first)) == "it"
+        assert says(("127.0.0.1", first + 2)) == "it"
+        _, error = tool.stop()
+        assert f"port {first + 1} is left out: address already in use" in error
+
+
+def free_block(ports: int) -> int:
+    """The first of some successive ports that nobody has on any loopback address."""
+    for first in range(21000, 30000, ports):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for at in range(ports):
+                probe = stack.enter_context(socket.socket())
+                probe.bind(("0.0.0.0", first + at))
+            return first
+    pytest.fail("no ports are free")
+
+
+@plain_only
+def test_ten_thousand_ports(tools: Tools, backend: Echo) -> None:
+    tool = tools(f"127.0.0.9:20000-29999:127.0.0.1:{backend.port}")
+    assert tool.line() == f"listening on 127.0.0.9:20000-29999 -> 127.0.0.1:{backend.port}"
+    assert says(("127.0.0.9", 20000)) == "it"
+    assert says(("127.0.0.9", 29999)) == "it"
+    assert sum(private_kb(pid) for pid in (tool.process.pid, *tool.children())) <= 20 * 1024
+
+
+def private_kb(pid: int) -> int:
+    """Memory that a process shares with nobody."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+
+
+@plain_only
+def test_the_data_plane_has_no_privileges(tools: Tools, backend: Echo) -> None:
+    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.port}")
+    port = tool.port()
+    relay, broker = tool.children()
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{relay}/status").read_text().splitlines()
+        if ":\t" in line
+    )
+    assert status["Uid"].split() == ["65534"] * 4
+    assert status["Groups"].strip() == ""
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert says(("127.0.0.1", port)) == "it"
+    # The broker keeps its privileges, and nothing else: no socket but the relay's.
+    assert sorted(os.listdir(f"/proc/{broker}/fd"), key=int) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_socket_of_systemd_by_its_name(
+    tools: Tools, programs: Path, backend: Echo, tmp_path: Path
+) -> None:
+    port = free_port()
+    first = ("systemd-socket-activate", "-l", f"127.0.0.1:{port}", "--fdname=web", "-E", "PATH")
+    tool = tools(f"fd:web:127.0.0.1:{backend.port}", first=first)
+
+    def reached() -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            return says(("127.0.0.1", port)) == "it"
+        return False
+
+    # systemd-socket-activate starts the tool when the first client comes.
+    eventually(reached, "the tool serves the socket of its parent")
+    assert tool.stop()[0] == 0

@@ -1,0 +1,162 @@
+"""Decides which mappings the kernel forwards, puts them there and tries whether it works.
+
+The data plane listens on the same ports all the same: it holds them, and serves what the kernel
+does not (connections to loopback addresses).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from portproxy.nft import Forward, Kernel, NftError, forwards, obstacle, remove_stale
+from portproxy.spec import Spec
+
+TRY_BOUND_S = 3.0
+NFT_BOUND_S = 10.0
+
+
+@dataclass
+class KernelMode:
+    """The kernel's part of the work; ``warn`` tells people what it will not do."""
+
+    warn: Callable[[str], None]
+    kernel: Kernel = field(default_factory=Kernel)
+    keys: set[str] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """Removes what a crashed instance has left."""
+        for name in remove_stale():
+            self.warn(f"removed the nft table {name}, which a portproxy that is gone has left")
+
+    async def put(self, specs: dict[str, Spec]) -> None:
+        """Has the kernel forward what it can of ``specs`` (which have addresses).
+
+        Raises NftError if it cannot forward one whose mode is nft; what it did before stays then.
+        """
+        wanted: dict[str, list[Forward]] = {}
+        for key, spec in specs.items():
+            if spec.mode == "user":
+                continue
+            reason = obstacle(spec)
+            if not reason:
+                wanted[key] = forwards(spec)
+            elif spec.mode == "nft":
+                raise NftError(f"{spec.origin}: the kernel cannot forward {spec.title}: {reason}")
+        if not wanted and not self.keys:
+            return
+        flat = [each for some in wanted.values() for each in some]
+        try:
+            await asyncio.to_thread(self.kernel.put, flat)
+        except NftError as error:
+            if any(specs[key].mode == "nft" for key in wanted):
+                raise
+            self.warn(f"{error}; the data plane forwards everything")
+            self.keys = set()
+            return
+        fresh = set(wanted) - self.keys
+        self.keys = set(wanted)
+        await asyncio.to_thread(forget_flows, [f for key in fresh for f in wanted[key]])
+        for key in sorted(fresh):
+            if specs[key].mapping.protocol == "tcp":
+                for problem in await self_test(wanted[key][0]):
+                    self.warn(f"{specs[key].title}: {problem}")
+
+    def remove(self) -> None:
+        """Takes all rules out."""
+        self.kernel.remove()
+        self.keys = set()
+
+
+async def self_test(forward: Forward) -> list[str]:
+    """Tries one connection through the rules; what is wrong, and what could be."""
+    host = forward.bind or await asyncio.to_thread(own_address, forward.version)
+    problems = []
+    if host:
+        try:
+            opening = asyncio.open_connection(host, forward.port)
+            _, writer = await asyncio.wait_for(opening, TRY_BOUND_S)
+            writer.close()
+        except ConnectionRefusedError:
+            problems.append(f"nothing listens on {forward.address} port {forward.host_port} yet")
+        except (OSError, asyncio.TimeoutError):
+            problems.append(f"no connection reaches {forward.address} port {forward.host_port}")
+    return problems + await asyncio.to_thread(routing_problems, forward.version)
+
+
+def routing_problems(version: int) -> list[str]:
+    """What of this host's settings keeps other hosts' connections from being routed."""
+    problems = []
+    name = "net/ipv4/ip_forward" if version == 4 else "net/ipv6/conf/all/forwarding"
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/sys/{name}").read_text().strip() == "0":
+            setting = name.replace("/", ".")
+            problems.append(f"other hosts do not get through: {setting} is 0; set it to 1")
+    chain = dropping_chain("ip" if version == 4 else "ip6")
+    if chain:
+        problems.append(f"{chain} drops what is forwarded; accept it there, as Docker's rules do")
+    return problems
+
+
+def dropping_chain(family: str) -> str:
+    """A chain at the forward hook whose policy is drop; empty if there is none that nft shows."""
+    program = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is None:
+        return ""
+    with contextlib.suppress(OSError, ValueError, KeyError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [program, "-j", "list", "chains"], capture_output=True, check=False, timeout=NFT_BOUND_S
+        )
+        for each in json.loads(done.stdout)["nftables"]:
+            chain = each.get("chain", {})
+            here = chain.get("family") in {family, "inet"} and chain.get("hook") == "forward"
+            if here and chain.get("policy") == "drop":
+                return f"chain {chain['name']} of table {chain['table']}"
+    return ""
+
+
+def own_address(version: int) -> str:
+    """An address of this host that is not loopback; empty if there is none."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    from pyroute2 import IPRoute
+
+    with contextlib.suppress(Exception), IPRoute() as route:
+        for each in route.get_addr(family=family):
+            text = str(each.get_attr("IFA_ADDRESS"))
+            if not ipaddress.ip_address(text).is_loopback and each["scope"] == 0:
+                return text
+    return ""
+
+
+def forget_flows(changed: list[Forward]) -> None:
+    """Forgets the flows of datagrams to these ports, which would go on as before.
+
+    Best effort: without the capability nothing happens.
+    """
+    ports = {each.port for each in changed if each.protocol == "udp"}
+    if not ports:
+        return
+    with contextlib.suppress(Exception):
+        from pyroute2 import Conntrack
+        from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
+
+        with Conntrack() as tracked:
+            for entry in tracked.dump_entries():
+                flow = entry.tuple_orig
+                if flow.proto == socket.IPPROTO_UDP and flow.dport in ports:
+                    tuple_orig = NFCTAttrTuple(
+                        saddr=flow.saddr,
+                        daddr=flow.daddr,
+                        proto=flow.proto,
+                        sport=flow.sport,
+                        dport=flow.dport,
+                    )
+                    tracked.entry("del", tuple_orig=tuple_orig)
