@@ -26,6 +26,7 @@ from portproxy import channel
 RELAY = "portproxy-relay"
 ANSWER_BOUND_S = 15.0
 END_BOUND_S = 5.0
+CAP_NET_ADMIN = 12
 LISTEN_BACKLOG = 4
 
 
@@ -104,6 +105,13 @@ class DataPlane:
         answer = channel.parse(raw)
         assert not isinstance(answer, channel.Event)
         return answer
+
+    def has_net_admin(self) -> bool:
+        """Whether it has CAP_NET_ADMIN."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> CAP_NET_ADMIN & 1)
+        return False
 
     async def records(self, word: str) -> list[dict[str, Any]]:
         """All mappings (``list``) or connections, and last the record of the whole process."""

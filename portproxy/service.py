@@ -191,6 +191,13 @@ class Service:
 
     async def _apply(self, specs: list[Spec]) -> Change:
         """Has all follow ``specs``.  Raises EngineError or NftError: nothing changes then."""
+        assert self.plane is not None
+        for spec in specs:
+            if spec.needs_net_admin and not self.plane.has_net_admin():
+                raise EngineError(
+                    f"{spec.origin}: {spec.title} needs CAP_NET_ADMIN, which the data plane has "
+                    "only if it was started, as root, with a mapping that needs it"
+                )
         before = [active.spec for active in self.engine.active.values() if active.spec]
         change = await self.engine.apply(specs, self.config.drain_ms)
         wanted = {key: active.spec for key, active in self.engine.active.items() if active.spec}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -171,6 +172,49 @@ def test_a_reload_that_fails_changes_nothing_and_names_the_line(
         assert [m["serial"] for m in after] == [m["serial"] for m in before]
         file.write_text(mapping(stays, a.port, 'nodelay = "perhaps"'))
         assert tool.ask("reload", code=1).startswith(f"portproxy: {file}:3: nodelay")
+
+
+def test_reloads_under_load_lose_no_connection(run: Run, tmp_path: Path) -> None:
+    with echo("a") as a, echo("b") as b:
+        port = free_port()
+        tool = run(mapping(port, a.port))
+        stop = threading.Event()
+        broken: list[BaseException] = []
+
+        def talk() -> None:
+            try:
+                with connected(port) as client:
+                    while not stop.is_set():
+                        assert echoes(client)
+            except BaseException as error:
+                broken.append(error)
+
+        threads = [threading.Thread(target=talk) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        try:
+            for turn in range(4):
+                to = b.port if turn % 2 == 0 else a.port
+                more = mapping(0, to) if turn % 2 == 0 else ""
+                (tmp_path / "ports.toml").write_text(mapping(port, to) + more)
+                tool.ask("reload")
+                assert says(("127.0.0.1", port)) == ("b" if turn % 2 == 0 else "a")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(BOUND_S)
+        assert broken == []
+
+
+def test_what_needs_a_capability_that_was_given_up_is_refused(run: Run) -> None:
+    with echo("a") as a:
+        tool = run(mapping(0, a.port))
+        error = tool.ask("add", f"127.0.0.1:0:127.0.0.1:{a.port}", "--set", "mark=7", code=1)
+        assert "needs CAP_NET_ADMIN" in error
+        tool.stop()
+        port = free_port()
+        run(mapping(port, a.port, "mark = 7"))
+        assert says(("127.0.0.1", port)) == "a"
 
 
 def test_sighup_reloads(run: Run, tmp_path: Path) -> None:
