@@ -30,7 +30,12 @@ class KernelMode:
 
     warn: Callable[[str], None]
     kernel: Kernel = field(default_factory=Kernel)
-    keys: set[str] = field(default_factory=set)
+    placed: dict[str, list[Forward]] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> set[str]:
+        """The mappings that the kernel forwards."""
+        return set(self.placed)
 
     def begin(self) -> None:
         """Removes what a crashed instance has left."""
@@ -51,7 +56,7 @@ class KernelMode:
                 wanted[key] = forwards(spec)
             elif spec.mode == "nft":
                 raise NftError(f"{spec.origin}: the kernel cannot forward {spec.title}: {reason}")
-        if not wanted and not self.keys:
+        if wanted == self.placed:
             return
         flat = [each for some in wanted.values() for each in some]
         try:
@@ -60,12 +65,12 @@ class KernelMode:
             if any(specs[key].mode == "nft" for key in wanted):
                 raise
             self.warn(f"{error}; the data plane forwards everything")
-            self.keys = set()
+            self.placed = {}
             return
-        fresh = set(wanted) - self.keys
-        self.keys = set(wanted)
-        await asyncio.to_thread(forget_flows, [f for key in fresh for f in wanted[key]])
-        for key in sorted(fresh):
+        before, self.placed = self.placed, wanted
+        old = {each for some in before.values() for each in some}
+        await asyncio.to_thread(forget_flows, old ^ set(flat))
+        for key in sorted(set(wanted) - set(before)):
             if specs[key].mapping.protocol == "tcp":
                 for problem in await self_test(wanted[key][0]):
                     self.warn(f"{specs[key].title}: {problem}")
@@ -73,7 +78,7 @@ class KernelMode:
     def remove(self) -> None:
         """Takes all rules out."""
         self.kernel.remove()
-        self.keys = set()
+        self.placed = {}
 
 
 async def self_test(forward: Forward) -> list[str]:
@@ -136,7 +141,7 @@ def own_address(version: int) -> str:
     return ""
 
 
-def forget_flows(changed: list[Forward]) -> None:
+def forget_flows(changed: set[Forward]) -> None:
     """Forgets the flows of datagrams to these ports, which would go on as before.
 
     Best effort: without the capability nothing happens.

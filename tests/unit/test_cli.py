@@ -35,7 +35,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         (("portproxy",), "-p 8080:10.0.0.2:80"),
         (("portproxy", "extra"), "extra"),
         (("portproxy", "-p", "80"), "'80'"),
-        (("portproxy", "-p", "80:h:80/udp"), "udp"),
+        (("portproxy", "-p", "80:h:80/http"), "http"),
     ],
 )
 def test_wrong_input_costs_one_line(command: tuple[str, ...], named: str) -> None:
