@@ -111,6 +111,27 @@ def holding(netns: str) -> Iterator[int]:
         process.wait(BOUND_S)
 
 
+# --- Many ports ---------------------------------------------------------------------------------
+
+
+def test_ten_thousand_ports(network: Network, run: Run) -> None:
+    """In a namespace, where nobody else has one of them."""
+    with served(network, "it"):
+        tool = run("-p", f"20000-29999:{CONTAINER}:{BEHIND}")
+        for port in (20000, 24567, 29999):
+            got = network.within(network.client, lambda: says((HOST_TO_CLIENT, port)))  # noqa: B023
+            assert got == "it"
+        pids = (tool.process.pid, *tool.children())
+        assert len(pids) == 3
+        assert sum(private_kb(pid) for pid in pids) <= 20 * 1024
+
+
+def private_kb(pid: int) -> int:
+    """Memory that a process shares with nobody."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+
+
 # --- Containers ---------------------------------------------------------------------------------
 
 
