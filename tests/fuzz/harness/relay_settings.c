@@ -67,7 +67,7 @@ static void read_one(unsigned kind, const uint8_t *data, size_t size) {
     if (kind == 0) {
       char **argv = words(data, size, name, &count);
       F(read_options)(count, argv);
-      if (!V(mappings_path)) {
+      if (!V(mappings_path) && V(control_fd) < 0) {
         F(add_docker_mapping)();
       }
     } else if (kind == 1) {
