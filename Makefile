@@ -12,6 +12,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 MINUTES ?= 10
 SEED ?= 1
 
+# Tests wait more than they compute.  Sockets lie below the folder of a run: its path is short.
+WORKERS ?= 3
+
 .PHONY: demo test compat soak fuzz lint wheels bench setup clean
 
 setup: $(VENV)/.installed
@@ -55,7 +58,9 @@ lint: setup
 
 test: lint $(VENV)/.test-packages
 	$(BIN)/python hatch_build.py --arch aarch64 --out build/aarch64 pyinit
-	$(BIN)/python -m pytest
+	folder=$$(mktemp -d /tmp/t.XXXXXX); \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --basetemp=$$folder/t; \
+	code=$$?; rm -rf --one-file-system $$folder; exit $$code
 
 # All scenarios on all daemons; the newer ones are fetched once, into $$PYSHIM_PEERS or ~/.cache.
 compat: setup $(VENV)/.test-packages

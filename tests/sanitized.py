@@ -9,6 +9,7 @@ report in the ``reports`` folder beside its own::
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,18 @@ def build(folder: Path) -> Path:
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: build_program(name, folder), hatch_build.PROGRAMS))
     return folder / "bin"
+
+
+def shared(folder: Path) -> Path:
+    """The environment in ``folder``, which whoever comes first builds; its ``bin``."""
+    folder.mkdir(exist_ok=True)
+    made = folder / "environment"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            build(made)
+            (folder / "done").touch()
+    return made / "bin"
 
 
 def prepare(folder: Path) -> None:

@@ -339,9 +339,7 @@ def prepare() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def main(
-    sock: socket.socket, home: str = "", loop: asyncio.AbstractEventLoop | None = None
-) -> int:
+def main(sock: socket.socket, home: str = "", loop: asyncio.AbstractEventLoop | None = None) -> int:
     """Serves over the channel ``sock`` until parked; returns the exit code.
 
     ``home`` is as for Activation, ``loop`` one that ``prepare`` has made in this process.

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import tests.compat.scenarios  # noqa: F401  they list themselves
-from tests.compat.conftest import Table
+from tests.compat.table import Table
 from tests.compat.differences import DIFFERENCES, WORDINGS, fields, keys, wordings
 from tests.compat.generations import INSTALLED, SUITES, Generation, make
 from tests.compat.host import GO, OURS

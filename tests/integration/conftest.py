@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,12 @@ __all__ = ["BOUND_S", "RUNTIME", "Containerd", "eventually", "mounts_below", "pr
 plain_only = pytest.mark.parametrize("programs", ["plain"], indirect=True)
 
 
+def run_folder(factory: pytest.TempPathFactory) -> Path:
+    """The folder that all processes of this run of pytest share."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", params=["plain", "sanitized"])
 def programs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -35,7 +42,7 @@ def programs(
     if request.param == "plain":
         yield scripts().absolute()
         return
-    folder = sanitized.build(tmp_path_factory.mktemp("sanitized") / "environment")
+    folder = sanitized.shared(run_folder(tmp_path_factory) / "sanitized")
     yield folder
     assert sanitized.reports(folder) == ""
 

@@ -64,9 +64,9 @@ class FaultyHost(Host):
         armed.unlink(missing_ok=True)
         return left
 
-    def raise_at(self, moment: str) -> None:
-        """What comes to ``moment`` next fails as a bug in the code would have it."""
-        (self.faults / "raising").write_text(moment)
+    def raise_at(self, moment: str, error: str) -> None:
+        """What comes to ``moment`` next fails with a built-in exception, as a bug would have it."""
+        (self.faults / "raising").write_text(f"{moment}\n{error}")
 
     def seen(self) -> list[str]:
         """The moments that services have come to since the last call, in order."""

@@ -69,9 +69,10 @@ def install(folder: Path) -> None:
         moment = f"{name} {when}"
         with open(seen, "a", encoding="ascii") as file:
             file.write(f"{moment}\n")
-        if text_of(raising) == moment:
+        where, _, error = text_of(raising).partition("\n")
+        if where == moment:
             os.unlink(raising)
-            raise RuntimeError(f"put in at {moment}")
+            raise getattr(builtins, error)(f"put in at {moment}")
         first, _, rest = text_of(armed).partition("\n")
         if first == moment:
             take(armed, rest)

@@ -1,0 +1,49 @@
+"""What all tests share: the table of the compatibility tests, also over several processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.compat.table import KEY, Table
+
+OUTPUT = "compat"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process that pytest-xdist has started: sends the table to the first one."""
+    output = getattr(session.config, "workeroutput", None)
+    table = session.config.stash.get(KEY, None)
+    if output is not None and table is not None:
+        output[OUTPUT] = table.plain()
+
+
+class Controller:
+    """What the first process does when another has ended."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:  # noqa: ANN401
+        """Adds its table to that of all."""
+        output = getattr(node, "workeroutput", None) or {}
+        if OUTPUT in output:
+            node.config.stash.setdefault(KEY, Table()).merge(output[OUTPUT])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the hooks that only pytest-xdist knows."""
+    config.pluginmanager.register(Controller())
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Prints the table; and what could not be tested, so that nobody overlooks it."""
+    table = config.stash.get(KEY, None)
+    if table is None:
+        return
+    terminalreporter.section("the two shims, scenario by generation")
+    for line in table.lines():
+        terminalreporter.write_line(line)
+    for name, reason in table.not_tested.items():
+        terminalreporter.write_line(f"!!! NOT TESTED: {name}: {reason}", red=True, bold=True)
