@@ -13,7 +13,7 @@ from rich.table import Table
 
 Json = dict[str, Any]
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-MS_PER_S = 1000
+PER_SECOND = 1000
 WIDE = 400  # columns
 
 
@@ -72,8 +72,8 @@ def connection_table(connections: list[Json], before: dict[int, int], passed_s: 
             amount(each["up"]),
             amount(each["down"]),
             f"{amount(rate(each))}/s" if passed_s else "-",
-            f"{each['rtt_us'] / MS_PER_S:.1f} ms" if "rtt_us" in each else "-",
-            f"{each['ms'] / MS_PER_S:.0f} s",
+            f"{each['rtt_us'] / PER_SECOND:.1f} ms" if "rtt_us" in each else "-",
+            f"{each['ms'] / PER_SECOND:.0f} s",
         )
     return made
 

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 import tests.compat.scenarios  # noqa: F401  they list themselves
-from tests.compat.table import Table
 from tests.compat.differences import DIFFERENCES, WORDINGS, fields, keys, wordings
 from tests.compat.generations import INSTALLED, SUITES, Generation, make
 from tests.compat.host import GO, OURS
 from tests.compat.peers import Unreachable
 from tests.compat.scenario import ALL, CONTAINERD, DOCKER, Observation, Scenario, differing
+from tests.compat.table import Table
 
 EVERYTHING = os.environ.get("PYSHIM_COMPAT") == "all"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/compatibility.md"
