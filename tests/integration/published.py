@@ -52,11 +52,11 @@ class Events:
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """As a containerd that has ended, and is started again."""
-        self.close()
-        Path(self.address).unlink()
+        self.close()  # and leaves its socket, as one that is killed
         try:
             yield
         finally:
+            Path(self.address).unlink()
             self._listen()
 
     def block(self) -> None:

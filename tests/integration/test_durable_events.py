@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from pyshim.api import task_pb2
 from pyshim.events import spool
 
 from .conftest import eventually
+from .goshim import GoHost, go, module_go
 from .shim import Container, Host, host, module_host
 
-__all__ = ["host", "module_host"]
+__all__ = ["go", "host", "module_go", "module_host"]
 
 SLEEP = ("/bin/sleep", "1000")
 ALL = ["create", "start", *["exec-added", "exec-started", "exit"] * 3, "exit"]
@@ -106,3 +108,43 @@ def test_a_disk_that_takes_nothing_costs_no_event(host: Host, tmp_path: Path) ->
     container.finish()
     host.events.await_topic(container.name, "delete")
     assert host.events.topics(container.name) == ["create", "start", "exit", "delete"]
+
+
+# The Go shim offers an event five times, with pauses of one to five seconds, and then forgets it
+# (containerd 1.6, RemoteEventsPublisher).
+FORGOTTEN_AFTER_S = 20
+
+
+def test_a_long_absence(host: Host, go: GoHost) -> None:
+    """Both shims have the same absence; ours alone still tells what happened in it."""
+    made = [at.started("/bin/sh", "-c", "sleep 0.5; exit 7") for at in (host, go)]
+    for at, container in zip((host, go), made, strict=True):
+        at.events.await_topic(container.name, "start")
+    with host.events.away(), go.events.away():
+        assert [container.wait().exit_status for container in made] == [7, 7]
+        time.sleep(FORGOTTEN_AFTER_S)
+    ours, theirs = made
+    host.events.await_topic(ours.name, "exit")
+    assert host.events.exits(ours.name) == [(ours.name, 7)]
+    ours.finish()
+    theirs.delete()
+    go.events.await_topic(theirs.name, "delete")
+    assert go.events.topics(theirs.name) == ["create", "start", "delete"]
+
+
+def test_a_supervisor_that_is_killed(host: Host, go: GoHost) -> None:
+    """What knows the protocol dies: with ours nothing else does, with the Go shim all is lost."""
+    ours, theirs = (at.started(*SLEEP) for at in (host, go))
+    host.kill_services()
+    for pid in go.monitors():
+        os.kill(pid, signal.SIGKILL)
+    ours.kill()
+    assert ours.wait().exit_status == 137
+    ours.finish()
+    eventually(lambda: not go.monitors(), "the Go shim has gone")
+    theirs.client.close()
+    done = go.act("delete", theirs.name, "-bundle", str(theirs.bundle))
+    answer = task_pb2.DeleteResponse.FromString(done.stdout)
+    assert answer.exit_status == 137  # whatever became of it: this is all that containerd hears
+    assert host.events.exits(ours.name) == [(ours.name, 137)]
+    assert go.events.exits(theirs.name) == []
