@@ -16,7 +16,7 @@ Record = dict[str, Any]
 def describe_host() -> Record:
     """What the figures depend on."""
     return {
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "containerd": first_line("containerd", "--version"),

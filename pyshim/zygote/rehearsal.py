@@ -18,7 +18,7 @@ from pyshim.bootstrap import flags as command_line
 from pyshim.monitor import channel
 from pyshim.monitor.channel import HoldFlag, Message, RecordFlag, Type
 from pyshim.monitor.fds import memfd
-from pyshim.service import activation
+from pyshim.service import activation, migrations
 from pyshim.service.states import Status
 from pyshim.ttrpc import codec
 
@@ -33,6 +33,9 @@ class Life(activation.Activation):
     """One that takes nobody along when something fails."""
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        pass
+
+    def _refuse(self, error: migrations.StateError) -> None:
         pass
 
 
@@ -88,7 +91,13 @@ def dump(connection: int) -> tuple[bytes, list[int]]:
 
     The descriptors are the caller's.
     """
-    state = state_pb2.State(namespace=NAME, id=NAME, next_number=1, ttrpc_address=NOBODY)
+    state = state_pb2.State(
+        version=migrations.STATE_VERSION,
+        namespace=NAME,
+        id=NAME,
+        next_number=1,
+        ttrpc_address=NOBODY,
+    )
     container = state.containers[NAME]
     container.id, container.created, container.private_pids = NAME, True, True
     container.init.pid, container.init.status = PID, Status.RUNNING
