@@ -95,7 +95,7 @@ WORDINGS: tuple[Wording, ...] = (
     ),
     Wording(
         "plain-words",
-        r"cannot run the OCI runtime \S+: No such file or directory; is it on PATH\?",
+        r"cannot run the OCI runtime \S+: No such file or directory; is it on PATH, .*\?",
         r"OCI runtime create failed: unable to retrieve .*: executable file not found in \$PATH",
     ),
     Wording(

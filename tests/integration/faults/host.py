@@ -65,7 +65,7 @@ class FaultyHost(Host):
         return left
 
     def raise_at(self, moment: str, error: str) -> None:
-        """What comes to ``moment`` next fails with a built-in exception, as a bug would have it."""
+        """What comes to ``moment`` next fails with the exception ``module:name``, as by a bug."""
         (self.faults / "raising").write_text(f"{moment}\n{error}")
 
     def seen(self) -> list[str]:

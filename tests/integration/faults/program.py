@@ -10,6 +10,7 @@ import builtins
 import importlib
 import importlib.machinery
 import os
+import pkgutil
 import runpy
 import signal
 import sys
@@ -72,7 +73,7 @@ def install(folder: Path) -> None:
         where, _, error = text_of(raising).partition("\n")
         if where == moment:
             os.unlink(raising)
-            raise getattr(builtins, error)(f"put in at {moment}")
+            raise pkgutil.resolve_name(error)(f"put in at {moment}")
         first, _, rest = text_of(armed).partition("\n")
         if first == moment:
             take(armed, rest)

@@ -30,6 +30,7 @@ from tests.integration.shim import KILLED, SERVICE, packed, without_pid_namespac
 Scenario = Callable[[FaultyHost, Path], None]
 SCENARIOS: dict[str, Scenario] = {}
 
+PROGRAM_ERROR = "pyshim.monitor.channel:ProgramError"
 SHELL = ("/bin/sh", "-c")
 SLEEP = ("/bin/sleep", "1000")
 PIPE_BYTES = 64 * 1024
@@ -473,7 +474,7 @@ def requests_that_are_wrong(host: FaultyHost, folder: Path) -> None:
     """Each is refused, and costs nothing else."""
     container = host.started(*SLEEP)
     pids = task_pb2.PidsRequest(id=container.name)
-    for error in ("RuntimeError", "OSError"):
+    for error in ("builtins:RuntimeError", "builtins:OSError", PROGRAM_ERROR):
         host.raise_at("service.task:pids:answer before", error)
         with contextlib.suppress(StatusError):  # what is put in goes with a service that dies
             container.call("Pids", pids, task_pb2.PidsResponse)
