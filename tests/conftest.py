@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,16 @@ import pytest
 from tests.compat.table import KEY, Table
 
 OUTPUT = "compat"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reachable(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Lets every user come to the folders of the tests, however pytest was started."""
+    top = Path(tempfile.gettempdir())
+    folders = [tmp_path_factory.getbasetemp(), *tmp_path_factory.getbasetemp().parents]
+    if top in folders:
+        for folder in folders[: folders.index(top)]:
+            folder.chmod(0o755)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -458,10 +458,12 @@ def await_exit(zygote):
             return NO_ANSWER
         if answer.kind == KIND_EXIT and size >= VALUE_BYTES:
             close_all(fds, MONITOR_FDS)
+            close_all(cython.address(child), 1)
             return end_with(answer.text, size - VALUE_BYTES)
         if answer.kind == KIND_BEGUN and not begun:
             # It does nothing before this word: one that wakes up late, when we have done without
             # it, finds that we have gone.
+            close_all(cython.address(child), 1)
             child = fds[0]
             fds[0] = -1
             begun = tell(zygote, KIND_GO, 0)

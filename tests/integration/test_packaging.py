@@ -178,7 +178,7 @@ def test_pip_puts_all_commands_on_path(environment: Path) -> None:
         ("pyinit --version", "pyinit {version}\n"),
         ("portproxy-relay --version", "{version}"),
         ("containerd-shim-pyshim-v2 -v", "  Version:  {version}\n  Revision: {build}\n"),
-        ("pyshim-monitor --version", "pyshim-monitor {version}\n"),
+        ("pyshim-monitor --version", "pyshim-monitor {version} {build}\n"),
         ("pyshim --version", "pyshim {version}\n"),
         ("portproxy --version", "portproxy {version}\n"),
         ("python -I -c 'import pyshim;print(pyshim.__file__)'", "{environment}/"),
