@@ -69,6 +69,7 @@ cdef const char* called
 cdef int first_option
 cdef bint options_ended
 cdef int verbosity
+cdef bint verbosity_is_set
 cdef bint warn_of_orphans
 cdef bint forward_to_group
 cdef bint to_everybody
@@ -179,6 +180,7 @@ cdef size_t span(const char* text, char stop) noexcept nogil
 cdef long number_in(const char* text, size_t length) noexcept nogil
 cdef long duration_in(const char* text, size_t length) noexcept nogil
 cdef int signal_in(const char* text, size_t length) noexcept nogil
+cdef int level_in(const char* text) noexcept nogil
 cdef long leading_number(const char* text, size_t length) noexcept nogil
 cdef int real_time(int base, const char* text, size_t length) noexcept nogil
 cdef int signal_named(const char* text, size_t length) noexcept nogil

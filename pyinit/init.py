@@ -347,7 +347,9 @@ def obey_classic(key, value):
     elif key == b"s":
         be_subreaper = True
     elif key == b"v":
-        verbosity = DEBUG if persona == DUMB_INIT else verbosity + 1
+        # In tini the variable has the last word.
+        if not verbosity_is_set:
+            verbosity = DEBUG if persona == DUMB_INIT else verbosity + 1
     elif key == b"w":
         warn_of_orphans = True
     elif key == b"g":
@@ -429,12 +431,13 @@ def obey_own(key, value):
 
 def read_environment():
     """What the programs that we stand for take from the environment; it stays set, for another."""
-    global verbosity, forward_to_group, be_subreaper, own_group
+    global verbosity, verbosity_is_set, forward_to_group, be_subreaper, own_group
     found: cython.p_char
     if persona == TINI or persona == NATIVE:
         found = variable(b"TINI_VERBOSITY")
         if found != cython.NULL:
-            verbosity = number_in(found, strlen(found))
+            verbosity = level_in(found)
+            verbosity_is_set = True
         # As in tini, presence counts: "=0" enables as well.
         if variable(b"TINI_SUBREAPER") != cython.NULL:
             be_subreaper = True
@@ -710,6 +713,17 @@ def leading_number(text, length):
     while digits < length and text[digits] >= b"0" and text[digits] <= b"9":
         digits += 1
     return number_in(text, digits)
+
+
+def level_in(text):
+    """As atoi(3) reads it for tini, whose level has no sign: one below 0 is above all."""
+    number: cython.long = number_in(text, strlen(text))
+    if number >= 0:
+        return cython.cast(cython.int, number)
+    if text[0] == b"-":
+        return DEBUG if leading_number(text + 1, strlen(text) - 1) > 0 else 0
+    number = leading_number(text, strlen(text))
+    return cython.cast(cython.int, number) if number > 0 else 0
 
 
 def real_time(base, text, length):

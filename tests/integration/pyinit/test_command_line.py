@@ -223,6 +223,17 @@ def test_wrong_options_in_the_environment(inits: Path) -> None:
     assert "too many" in run(str(inits / "pyinit"), "true", env=too_many).stderr
 
 
+@pytest.mark.parametrize("value", ["0", "1", "2", "1x", "abc", "", " 2", "-1"])
+def test_the_variable_outdoes_the_option_as_in_tini(inits: Path, value: str) -> None:
+    """It is read by atoi(3), and replaces what -v has said."""
+    env = {**os.environ, "TINI_VERBOSITY": value, "TINI_SUBREAPER": ""}
+    # tini says part of it on stdout.
+    done = [run(program, "-vvv", "true", env=env) for program in (str(inits / "tini"), "tini")]
+    ours, theirs = (each.stdout + each.stderr for each in done)
+    assert bool(ours) == bool(theirs)
+    assert ("DEBUG" in ours) == ("DEBUG" in theirs)
+
+
 @pytest.mark.parametrize(
     ("name", "variables", "said"),
     [
