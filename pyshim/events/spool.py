@@ -12,10 +12,11 @@ no record, and ends the reading.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from pyshim.api import state_pb2
 
@@ -38,17 +39,30 @@ def decode(data: bytes) -> list[state_pb2.Event]:
         return []
     (taken,) = HEADER.unpack_from(data)
     found: dict[int, state_pb2.Event] = {}
-    at = HEADER.size
-    while at + RECORD.size <= len(data):
-        size, checksum = RECORD.unpack_from(data, at)
-        payload = data[at + RECORD.size : at + RECORD.size + size]
-        if len(payload) < size or zlib.crc32(payload) != checksum:
-            break
-        at += RECORD.size + size
+    for _, payload in _records(data):
         event = state_pb2.Event.FromString(payload)
         if event.number > taken:
             found[event.number] = event
     return [found[number] for number in sorted(found)]
+
+
+def _records(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Where each whole record ends, and its payload."""
+    at = HEADER.size
+    while at + RECORD.size <= len(data):
+        size, checksum = RECORD.unpack_from(data, at)
+        at += RECORD.size + size
+        payload = data[at - size : at]
+        if len(payload) < size or zlib.crc32(payload) != checksum:
+            return
+        yield at, payload
+
+
+def _whole(data: bytes) -> int:
+    """How much of a file's bytes is the header and whole records."""
+    if len(data) < HEADER.size:
+        return 0
+    return max((end for end, _ in _records(data)), default=HEADER.size)
 
 
 def read(bundle: str) -> list[state_pb2.Event]:
@@ -61,11 +75,23 @@ def read(bundle: str) -> list[state_pb2.Event]:
 
 
 def append(bundle: str, events: Iterable[state_pb2.Event]) -> None:
-    """Adds ``events`` and waits until the disk has them.  Raises OSError."""
-    fd = os.open(_path(bundle), os.O_WRONLY | os.O_APPEND | os.O_CREAT | FLAGS, MODE)
-    with open(fd, "wb", buffering=0) as file:
-        new = os.fstat(fd).st_size == 0
-        file.write((HEADER.pack(0) if new else b"") + b"".join(map(encode, events)))
+    """Adds all ``events`` and waits until the disk has them.  Raises OSError, and adds none then.
+
+    What an earlier crash has torn off goes, since nothing behind it would be read.
+    """
+    fd = os.open(_path(bundle), os.O_RDWR | os.O_CREAT | FLAGS, MODE)
+    with open(fd, "r+b", buffering=0) as file:
+        data = file.read()
+        end = _whole(data)
+        new = end == 0
+        if end < len(data):
+            file.truncate(end)
+        file.seek(end)
+        added = (HEADER.pack(0) if new else b"") + b"".join(map(encode, events))
+        # A disk that is almost full takes a part, and says so by the count alone.
+        if file.write(added) != len(added):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _path(bundle))
         os.fsync(fd)
     if new:
         _sync_folder(bundle)

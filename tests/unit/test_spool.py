@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,38 @@ def test_events_are_kept_once_and_go(tmp_path: Path) -> None:
     other.clear(bundles.values())
     assert not path.exists()
     assert spool.read(str(tmp_path)) == []
+
+
+@given(EVENTS, st.data())
+def test_what_is_added_behind_a_torn_record_is_read(
+    events: list[state_pb2.Event], data: st.DataObject
+) -> None:
+    whole = file_of(events)
+    cut = data.draw(st.integers(0, len(whole)))
+    left = spool.decode(whole[:cut])
+    added = state_pb2.Event(number=100, envelope=b"x")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / spool.NAME).write_bytes(whole[:cut])
+        spool.append(folder, [added])
+        assert spool.read(folder) == [*left, added]
+
+
+def test_a_disk_that_takes_a_part_has_none_of_it(tmp_path: Path) -> None:
+    """The limit of a file's size cuts a write short, as the end of a disk does."""
+    first, *others = [state_pb2.Event(number=n, envelope=bytes(300)) for n in range(1, 20)]
+    spool.append(str(tmp_path), [first])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            spool.append(str(tmp_path), others)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert spool.read(str(tmp_path)) == [first]
+    spool.append(str(tmp_path), others)
+    assert spool.read(str(tmp_path)) == [first, *others]
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
