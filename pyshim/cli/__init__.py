@@ -153,7 +153,7 @@ def doctor(containerd_address: str, docker_socket: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=click.FloatRange(min=1, max=86400),
     default=120,
     show_default=True,
     help="Seconds for each container or pod; what is not upgraded by then goes on as it was.",

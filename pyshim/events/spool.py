@@ -24,6 +24,7 @@ NAME = "events"
 HEADER = struct.Struct("<Q")
 RECORD = struct.Struct("<II")
 MODE = 0o600
+MAX_KEPT = 8192  # twice what an outbox holds
 FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -121,6 +122,9 @@ class Spool:
 
         Raises OSError when a disk takes no more: then the state alone has the rest.
         """
+        if len(self._kept) > MAX_KEPT:
+            # Most have been dropped from the outbox; the monitor has the rest while they are anew.
+            self.clear(bundles.values())
         new: dict[str, list[state_pb2.Event]] = {}
         for event in outbox:
             bundle = bundles.get(event.container)

@@ -131,3 +131,18 @@ def test_a_full_outbox_drops_the_oldest_but_exits(monkeypatch: pytest.MonkeyPatc
     assert asyncio.run(queue()) == ["/tasks/exec-added", *["/tasks/exit"] * 4]
     assert store.state.outbox[0].number == 1
     assert store.state.dropped == 3
+
+
+def test_what_was_dropped_does_not_stay_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "MAX_KEPT", 10)
+    kept = spool.Spool()
+    for number in range(1, 101):
+        outbox = [
+            state_pb2.Event(number=n, container="c") for n in range(max(1, number - 4), number + 1)
+        ]
+        kept.keep(outbox, {"c": str(tmp_path)})
+        found = spool.read(str(tmp_path))
+        assert found[-len(outbox) :] == outbox
+        assert len(found) <= 12
