@@ -19,7 +19,7 @@ def describe_host() -> Record:
         "kernel": ".".join(platform.release().split(".")[:2]),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "containerd": first_line("containerd", "--version"),
+        "containerd": first_line("containerd", "--version").split()[2],
         "runc": first_line("runc", "--version"),
     }
 

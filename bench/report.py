@@ -64,10 +64,9 @@ def markdown(results: dict[str, Any]) -> str:
 def host(results: dict[str, Any]) -> str:
     """Where it was measured, in one line."""
     about = results["host"]
-    containerd = about["containerd"].split()
     return (
         f"{about['cpus']} CPUs, Linux {about['kernel']}, Python {about['python']}, "
-        f"containerd {containerd[2]}, {about['runc']}"
+        f"containerd {about['containerd']}, {about['runc']}"
     )
 
 

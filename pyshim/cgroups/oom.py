@@ -6,16 +6,12 @@ descriptor, which the monitor holds and watches while no service runs.
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from pyshim import inotify
 from pyshim.cgroups import files, locate
 
-IN_MODIFY = 0x2
-EFD_CLOEXEC, EFD_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 READ_BYTES = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def watch(groups: dict[str, str]) -> int:
@@ -25,14 +21,15 @@ def watch(groups: dict[str, str]) -> int:
     """
     try:
         if locate.UNIFIED in groups:
-            return _watch_v2(groups[locate.UNIFIED])
+            events = os.path.join(groups[locate.UNIFIED], "memory.events")
+            return inotify.watch(events, inotify.IN_MODIFY)
         return _watch_v1(groups["memory"]) if "memory" in groups else -1
     except OSError:
         return -1  # a container must not fail to start for it; containerd's shim logs it
 
 
 def _watch_v1(folder: str) -> int:
-    event = _checked(_libc.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+    event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
         control = os.open(os.path.join(folder, "memory.oom_control"), os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -44,24 +41,6 @@ def _watch_v1(folder: str) -> int:
         os.close(event)
         raise
     return event
-
-
-def _watch_v2(folder: str) -> int:
-    watcher = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
-    try:
-        path = os.fsencode(os.path.join(folder, "memory.events"))
-        _checked(_libc.inotify_add_watch(watcher, path, IN_MODIFY))
-    except BaseException:
-        os.close(watcher)
-        raise
-    return watcher
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return result
 
 
 def kills(groups: dict[str, str], known: int) -> int:

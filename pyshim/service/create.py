@@ -13,6 +13,7 @@ from pyshim.cgroups import locate
 from pyshim.names import MAX_SHOWN_CHARS, is_name
 from pyshim.runtime import command, mounts, options
 from pyshim.service import commands, exits, oom, requests, states
+from pyshim.service.bundle import write_file
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
 
@@ -147,13 +148,7 @@ def _write_hints(container: state_pb2.Container) -> None:
         ("runtime", container.runtime),
         ("options.json", json.dumps({"root": os.path.dirname(container.root)})),
     ):
-        path = os.path.join(container.bundle, name)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise StatusError(Code.UNKNOWN, f"cannot write {path}: {error.strerror}") from error
+        write_file(os.path.join(container.bundle, name), text.encode())
 
 
 def _undo(

@@ -11,6 +11,7 @@ from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
 from pyshim.runtime import command
 from pyshim.service import commands, exits, oom, requests, states
+from pyshim.service.bundle import write_file
 from pyshim.service.states import Status
 from pyshim.stdio import streams, terminal
 from pyshim.ttrpc.status import Code, StatusError
@@ -162,7 +163,7 @@ async def _begin(
     task.beginning.add(key)
     try:
         if process.id:
-            _write_spec(container, process)
+            write_file(command.exec_spec_path(container, process), process.spec)
         if process.terminal:
             opened = terminal.console(store, container.bundle, process)
         else:
@@ -177,16 +178,6 @@ async def _begin(
         raise
     finally:
         task.beginning.discard(key)
-
-
-def _write_spec(container: state_pb2.Container, process: state_pb2.Process) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    path = command.exec_spec_path(container, process)
-    try:
-        with open(os.open(path, flags, 0o600), "wb") as file:
-            file.write(process.spec)
-    except OSError as error:
-        raise StatusError(Code.UNKNOWN, f"cannot write {path}: {error.strerror}") from error
 
 
 def remove_files(container: state_pb2.Container, process: state_pb2.Process) -> None:

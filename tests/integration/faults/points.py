@@ -22,7 +22,7 @@ BEFORE, AFTER = "before", "after"
 # where it begins (``spawn``) and where it is waited for.
 EFFECTS = {
     *("commit", "answer", "fail", "answer_and_quit", "queue", "spawn", "run", "outcome"),
-    *("mount_all", "unmount_all", "remove_files", "_write_spec", "_write_hints", "unlink"),
+    *("mount_all", "unmount_all", "remove_files", "write_file", "_write_hints", "unlink"),
     *("kill", "makedirs", "set_size", "enable_controllers", "rmtree", "copyfile", "unlink_socket"),
     *("fchown", "_leave_mark", "replace", "fsync", "bind"),
 }
