@@ -84,8 +84,10 @@ def test_a_restarted_crio_finds_everything_again(host: Host) -> None:
 
 def test_stats_fill_every_message_that_crio_follows(host: Host) -> None:
     container = CrioContainer(host, "counted", "counted", *SLEEP)
-    container.create()
+    comm = Path(f"/proc/{container.create()}/comm")
     container.start()
+    # The kernel counts threads, and the runtime's init has some of them until it executes.
+    eventually(lambda: comm.read_text() == "sleep\n", "the container's own program runs")
     stats = container.stats().stats
     if stats.type_url == "io.containerd.cgroups.v2.Metrics":
         newer = cgroups2_pb2.Metrics.FromString(stats.value)
