@@ -80,7 +80,13 @@ cdef enum:
     BATCH_BYTES = 16384
     BATCH_WORDS = 2048
     BATCH_MESSAGES = 256
-    SCRATCH_BYTES = 65536
+    SCRATCH_BYTES = 262144
+    PIPE_BYTES = 65536  # what a pipe holds unless somebody changes it
+    WIDE_PIPE_BYTES = 262144
+    # A write that does not fit into what is left of a page begins another: half may stay free.
+    FULL_PIPE_BYTES = 32768
+    FULL_WIDE_PIPE_BYTES = 131072
+    ROW_BEFORE_REST = 16
     RELAY_ROUNDS = 16
     ACCEPT_ROUNDS = 16
     PROGRAM_BYTES = 16777216
@@ -113,6 +119,9 @@ cdef enum:
     LONGEST_PAUSE_MS = 30000
     DRAIN_MS = 2000
     UNREAD_POLL_MS = 500
+    REST_MS = 1
+    SILENCE_MS = 100
+    RELEASE_MS = 1000
     SIGNAL_ANSWER_MS = 10000
     QUIT_MS = 3000  # longer than a drain that nobody reads
     NO_DESCRIPTORS_PAUSE_MS = 500
@@ -296,12 +305,19 @@ ctypedef struct Relay:
     long long drain_until
     unsigned long long drain_moved  # `moved` when drain_until was set
     long long look_again_at  # whether an unread fifo has a reader
-    char* residue  # read from the source and not yet written; only when splice is refused
+    long long rest_until  # 0: it does not rest
+    long long paced_at  # when it last moved something
+    int row  # how often it was woken for little, each time at once after the time before
+    char* residue  # read from the source and not yet written
     size_t residue_at
     size_t residue_size
     bint draining
     bint by_copy
     bint always_ready
+    bint is_terminal
+    bint is_wide
+    bint streams  # it moves much at a time
+    bint moved_much  # since release() has last looked
     unsigned char sent
 
 ctypedef struct Piece:
@@ -328,6 +344,9 @@ cdef Relay relays[RELAYS]
 cdef int relay_top
 cdef int draining_count
 cdef int unread_count
+cdef int resting_count
+cdef long long release_at  # when to look whether what large pieces needed is needed still; 0: never
+cdef long long spoken_at  # when a stdin was last written to
 cdef int always_ready_count
 cdef Piece pieces[PIECES]
 cdef int piece_count
@@ -500,6 +519,13 @@ cdef void free_relay(Relay* relay) noexcept nogil
 cdef void destination_failed(Relay* relay, int error) noexcept nogil
 cdef void pump(Relay* relay) noexcept nogil
 cdef bint pump_once(Relay* relay) noexcept nogil
+cdef ssize_t read_terminal(int fd, ssize_t size) noexcept nogil
+cdef void widen(Relay* relay) noexcept nogil
+cdef void keep_pace(Relay* relay, unsigned long long moved) noexcept nogil
+cdef void begin_rest(Relay* relay, long long now) noexcept nogil
+cdef void end_rest(Relay* relay) noexcept nogil
+cdef void rouse(Relay* relay, long long now) noexcept nogil
+cdef void release(long long now) noexcept nogil
 cdef bint source_failed(Relay* relay, int error) noexcept nogil
 cdef bint write_copied(Relay* relay, size_t size) noexcept nogil
 cdef char* new_residue() noexcept nogil

@@ -59,6 +59,7 @@ from cython.cimports.linux import (
     F_GETFL,
     F_SETFD,
     F_SETFL,
+    F_SETPIPE_SZ,
     FD_CLOEXEC,
     FIONREAD,
     MADV_DONTNEED,
@@ -460,6 +461,10 @@ def time_to_wait():
     due = sooner(due, accept_again_at)
     due = sooner(due, upgrade_until)
     due = sooner(due, confirm_until)
+    due = sooner(due, release_at)
+    if resting_count:
+        for at in range(relay_top):
+            due = sooner(due, relays[at].rest_until)
     if draining_count:
         for at in range(relay_top):
             if relays[at].draining:
@@ -493,9 +498,17 @@ def keep_deadlines():
         and confirm_until == 0
         and draining_count == 0
         and unread_count == 0
+        and resting_count == 0
+        and release_at == 0
     ):
         return
     now = now_ms()
+    if release_at != 0 and now >= release_at:
+        release(now)
+    if resting_count:
+        for at in range(relay_top):
+            if relays[at].rest_until != 0 and now >= relays[at].rest_until:
+                rouse(relays + at, now)
     if quit_at != 0 and now >= quit_at:
         finish()
     if end_signal_until != 0 and now >= end_signal_until:
@@ -1295,6 +1308,7 @@ def start_relay(id, flags, source, destination):
     relay.destination = destination
     relay.sent = 1
     relay.by_copy = not can_splice(source, destination)
+    relay.is_terminal = kind_of(source) == S_IFCHR
     set_nonblocking(source)
     set_nonblocking(destination)
     read_source(relay)
@@ -1302,10 +1316,13 @@ def start_relay(id, flags, source, destination):
 
 
 def can_splice(source, destination):
-    """splice(2) wants a pipe at one end, and is of no use to terminals."""
+    """splice(2) wants a pipe at one end, is of no use to terminals, and into files it is slow.
+
+    It writes a file page by page: copies of many pages are more than twice as fast.
+    """
     one: cython.uint = kind_of(source)
     other: cython.uint = kind_of(destination)
-    if one == S_IFCHR or other == S_IFCHR:
+    if one == S_IFCHR or other == S_IFCHR or other == S_IFREG:
         return False
     return one == S_IFIFO or other == S_IFIFO
 
@@ -1387,6 +1404,8 @@ def begin_draining(relay):
     if kind_of(relay.source) == S_IFCHR or ioctl(relay.source, FIONREAD, cython.address(waiting)):
         # A terminal does not tell what is still in its queue; it never has more than this.
         waiting = TERMINAL_QUEUE_BYTES
+    if relay.rest_until != 0:
+        read_source(relay)
     relay.draining = True
     relay.drain_left = waiting
     relay.drain_moved = relay.moved
@@ -1400,6 +1419,7 @@ def read_source(relay):
     """Waits for the source only: a destination that is writable would wake us for nothing."""
     global always_ready_count
     index: cython.int = relay - relays
+    end_rest(relay)
     relay.state = RELAY_READING
     if relay.destination >= 0:
         relay.destination_interest = set_interest(
@@ -1422,6 +1442,7 @@ def read_source(relay):
 def wait_for_destination(relay):
     """Waits for the destination only: a source that is hung up would wake us for nothing."""
     index: cython.int = relay - relays
+    end_rest(relay)
     relay.state = RELAY_BLOCKED
     relay.source_interest = set_interest(
         relay.source, relay.source_interest, 0, ON_RELAY_SOURCE, index
@@ -1481,6 +1502,7 @@ def end_relay(relay, error):
     if relay.draining:
         relay.draining = False
         draining_count -= 1
+    end_rest(relay)
     relay.state = RELAY_OVER
     relay.error = error
     relay.sent = 0
@@ -1514,6 +1536,7 @@ def destination_failed(relay, error):
 def pump(relay):
     """Moves bytes while there are some, as long as it is fair to everybody else."""
     round: cython.int
+    before: cython.ulonglong = relay.moved
     was_blocked: cython.bint = relay.state == RELAY_BLOCKED
     if was_blocked:
         relay.state = RELAY_READING
@@ -1522,6 +1545,7 @@ def pump(relay):
             break
     if was_blocked and relay.state == RELAY_READING:
         read_source(relay)
+    keep_pace(relay, relay.moved - before)
 
 
 def pump_once(relay):
@@ -1535,11 +1559,7 @@ def pump_once(relay):
             return False
         if relay.drain_left < size:
             size = relay.drain_left
-    if relay.by_copy or relay.destination < 0:
-        size = read(relay.source, scratch, size)
-        if size > 0:
-            return write_copied(relay, size)
-    else:
+    if relay.streams and not relay.by_copy and relay.destination >= 0:
         size = splice(
             relay.source,
             cython.NULL,
@@ -1549,6 +1569,7 @@ def pump_once(relay):
             SPLICE_F_NONBLOCK | SPLICE_F_MOVE,
         )
         if size > 0:
+            relay.streams = size >= PAGE_BYTES
             count_moved(relay, size)
             return True
         if size < 0 and errno == EAGAIN:
@@ -1561,7 +1582,129 @@ def pump_once(relay):
             # Which end refused is not said; read and write say it.
             relay.by_copy = errno != EINTR
             return True
+        return source_failed(relay, 0)
+    if not relay.by_copy and size > PIPE_BYTES:
+        size = PIPE_BYTES  # what the other end holds at most; the rest would be copied twice
+    if relay.is_terminal:
+        size = read_terminal(relay.source, size)
+    else:
+        size = read(relay.source, scratch, size)
+        # Small writes share pages when they are copied, and have one each when they are spliced.
+        relay.streams = size >= FULL_PIPE_BYTES
+        if relay.streams:
+            widen(relay)
+    if size > 0:
+        return write_copied(relay, size)
     return source_failed(relay, errno if size < 0 else 0)
+
+
+def read_terminal(fd, size):
+    """What a terminal has, into the scratch buffer; as read(2).
+
+    It gives 4 KiB at a time, and to write each by itself would wake the reader for each.
+    """
+    done: cython.ssize_t = 0
+    part: cython.ssize_t
+    if size > TERMINAL_QUEUE_BYTES:
+        size = TERMINAL_QUEUE_BYTES
+    while True:
+        part = read(fd, scratch + done, size - done)
+        if part <= 0:
+            return done if done > 0 else part
+        done += part
+        if done == cython.cast(cython.ssize_t, size):
+            return done
+
+
+def widen(relay):
+    """Gives a pipe that is found full more room, so that its writer waits less often.
+
+    What it may not have beyond the user's limit (pipe(7)) it does without.
+    """
+    if relay.is_wide or relay.flags & RELAY_STDIN or relay.always_ready:
+        return
+    relay.is_wide = fcntl(relay.source, F_SETPIPE_SZ, WIDE_PIPE_BYTES) > 0
+    if not relay.by_copy:
+        fcntl(relay.destination, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
+
+
+def keep_pace(relay, moved):
+    """Lets a relay rest whose source is written to in small pieces, one after the other.
+
+    To be woken for each would cost us, and the writer that wakes us, more than the copying does.
+    Not while somebody writes to a stdin: what comes may be an answer that is waited for.
+    """
+    global release_at, spoken_at
+    now: cython.longlong
+    if moved == 0 and relay.row == 0:
+        return
+    now = now_ms()
+    if moved > PAGE_BYTES and release_at == 0:
+        release_at = now + RELEASE_MS
+    if relay.flags & RELAY_STDIN:
+        spoken_at = now
+        return
+    relay.moved_much = relay.moved_much or moved > PAGE_BYTES
+    if (
+        moved == 0
+        or moved >= (FULL_WIDE_PIPE_BYTES if relay.is_wide else FULL_PIPE_BYTES)
+        or now - relay.paced_at > REST_MS
+        or relay.is_terminal
+        or relay.always_ready
+    ):
+        relay.row = 0
+    elif relay.row < ROW_BEFORE_REST:
+        relay.row += 1
+    relay.paced_at = now
+    if relay.row == ROW_BEFORE_REST and now - spoken_at > SILENCE_MS:
+        begin_rest(relay, now)
+
+
+def begin_rest(relay, now):
+    """Looks at nothing of a relay for a while."""
+    global resting_count
+    if relay.state != RELAY_READING or relay.draining or relay.rest_until != 0:
+        return
+    relay.source_interest = set_interest(
+        relay.source, relay.source_interest, 0, ON_RELAY_SOURCE, relay - relays
+    )
+    relay.rest_until = now + REST_MS
+    resting_count += 1
+
+
+def end_rest(relay):
+    """A relay is not resting any more, if it was; what it waits for is the caller's to say."""
+    global resting_count
+    if relay.rest_until != 0:
+        relay.rest_until = 0
+        resting_count -= 1
+
+
+def rouse(relay, now):
+    """A rest is over: what has come meanwhile is moved."""
+    read_source(relay)
+    relay.paced_at = now
+    if relay.state == RELAY_READING:
+        pump(relay)
+
+
+def release(now):
+    """Gives back what large pieces needed, once there have been none for a while."""
+    global release_at
+    at: cython.int
+    is_needed: cython.bint = False
+    for at in range(relay_top):
+        is_needed = is_needed or relays[at].moved_much
+        relays[at].moved_much = False
+    release_at = now + RELEASE_MS if is_needed else 0
+    if is_needed:
+        return
+    madvise(scratch, SCRATCH_BYTES, MADV_DONTNEED)
+    for at in range(relay_top):
+        if relays[at].is_wide and relays[at].source >= 0:
+            relays[at].is_wide = fcntl(relays[at].source, F_SETPIPE_SZ, PIPE_BYTES) < 0
+            if not relays[at].by_copy:
+                fcntl(relays[at].destination, F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def source_failed(relay, error):
@@ -2957,6 +3100,7 @@ def take_over_descriptors():
     close(snapshot_fd)
     watch_all()
     for at in range(relay_top):
+        relays[at].is_terminal = kind_of(relays[at].source) == S_IFCHR
         if relays[at].state == RELAY_READING:
             read_source(relays + at)
         elif relays[at].state == RELAY_BLOCKED:
