@@ -18,6 +18,7 @@ from typing import Any
 
 import uvloop
 
+from pyshim import settings
 from pyshim.api import state_pb2
 from pyshim.events.publisher import Publisher
 from pyshim.monitor import channel
@@ -31,11 +32,11 @@ from pyshim.service.server import Server
 from pyshim.service.store import Store
 from pyshim.service.task import Task
 
-PARK_DELAY_S = float(os.environ.get("PYSHIM_PARK_DELAY_S", "1"))
+PARK_DELAY_S = settings.seconds("PYSHIM_PARK_DELAY_S", 1)
 # Who asks for statistics alone has nothing more to say until its next round.
 GLANCE_S = min(0.1, PARK_DELAY_S)
 # containerd says Create as soon as it has an answer to `start`.
-UNUSED_S = float(os.environ.get("PYSHIM_UNUSED_S", "60"))
+UNUSED_S = settings.seconds("PYSHIM_UNUSED_S", 60)
 DUMP_TIMEOUT_S = 10
 QUIT_GRACE_S = 3
 SHARED_IDLE_S = 10
@@ -126,6 +127,9 @@ class Activation:
         state = self.store.state
         self.store.log = Log(state.bundle, Level.DEBUG if state.debug else Level.INFO)
         self.store.log.debug("service activated", id=state.id, pid=os.getpid())
+        if not state.next_number:  # once for a container or pod, before its Create
+            for text in settings.refused:
+                self.store.log.warning(text)
         try:
             migrations.bring_up(state)
         except StateError as error:

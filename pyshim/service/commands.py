@@ -21,11 +21,12 @@ from pyshim.monitor.channel import Message, Type
 from pyshim.monitor.fds import memfd
 from pyshim.runtime import command, descendants
 from pyshim.service.store import Record, Store
+from pyshim.settings import seconds
 from pyshim.stdio.streams import Streams
 from pyshim.ttrpc.status import Code, StatusError, text_of
 
 # A runtime command that has not ended by then is taken for hung.
-COMMAND_TIMEOUT_S = float(os.environ.get("PYSHIM_COMMAND_TIMEOUT_S", "120"))
+COMMAND_TIMEOUT_S = seconds("PYSHIM_COMMAND_TIMEOUT_S", 120)
 REPLY_TIMEOUT_S = 30
 KILL_TIMEOUT_S = 2
 GLANCE_S = 0.25

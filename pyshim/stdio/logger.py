@@ -15,12 +15,13 @@ from pyshim.monitor import channel
 from pyshim.monitor.channel import Message, Type
 from pyshim.monitor.fds import memfd
 from pyshim.service.store import Store
+from pyshim.settings import seconds
 from pyshim.stdio.uri import parse, scheme_of
 from pyshim.ttrpc.status import Code, StatusError
 
 SCHEMES = {"binary", "binary-v2"}
 # The Go shim's bound for all set-up of streams.
-READY_TIMEOUT_S = float(os.environ.get("PYSHIM_LOGGER_READY_S", "30"))
+READY_TIMEOUT_S = seconds("PYSHIM_LOGGER_READY_S", 30)
 REPLY_TIMEOUT_S = 30
 # Together less than the ten seconds that CRI has for all of a container's end.
 END_TIMEOUT_S = 2

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import gc
 import importlib
+import math
 import os
 import resource
 import select
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 import daemon
 
 import pyshim
+from pyshim import settings
 from pyshim.monitor import channel
 from pyshim.monitor.fds import receive
 from pyshim.zygote import address, messages, spares, watch
@@ -48,7 +50,7 @@ WARM_MODULES = (
     "pyshim.bootstrap.info",
 )
 
-DEFAULT_IDLE_S = 600.0
+IDLE_S = settings.seconds("PYSHIM_ZYGOTE_IDLE_S", 600)
 REQUEST_TIMEOUT_S = 5.0
 # The interpreter specialises what has run some ten times.
 REHEARSALS = 20
@@ -232,7 +234,7 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
     and starts that one.
     """
     stamp = build_stamp()
-    idle_ms = int(float(os.environ.get("PYSHIM_ZYGOTE_IDLE_S") or DEFAULT_IDLE_S) * 1000)
+    idle_ms = math.ceil(IDLE_S * 1000)
     poller = select.poll()
     poller.register(listener, select.POLLIN)
     gone = watch.begin(path)

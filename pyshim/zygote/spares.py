@@ -11,11 +11,13 @@ import os
 import socket
 from pathlib import Path
 
+from pyshim import settings
 from pyshim.monitor.fds import receive
 
 # Each takes 4 MB.  A second would serve the service that `start` brings about, which `ctr run`
 # does not gain by.
 DEFAULT_COUNT = 1
+MOST = 16  # more would be memory for nothing
 # Long enough that the fork does not compete with what its predecessor is doing.
 REFILL_MS = 20
 NAME = "pyshim-spare"
@@ -23,14 +25,8 @@ NAME_IN_USE = "pyshim-service"
 
 
 def wanted() -> int:
-    """How many there are to be: PYSHIM_ZYGOTE_SPARES, or DEFAULT_COUNT where that is no number.
-
-    Nobody reads what a zygote says, and it is not to end because of this.
-    """
-    try:
-        return max(0, int(os.environ.get("PYSHIM_ZYGOTE_SPARES", DEFAULT_COUNT)))
-    except ValueError:
-        return DEFAULT_COUNT
+    """How many there are to be: PYSHIM_ZYGOTE_SPARES."""
+    return int(settings.number("PYSHIM_ZYGOTE_SPARES", DEFAULT_COUNT, 0, MOST, "processes"))
 
 
 class Spares:

@@ -45,10 +45,16 @@ def constants() -> dict[str, float]:
 
 
 def number(node: ast.expr) -> float | None:
-    """A literal, or what ``float(os.environ.get(name, "1"))`` is by default."""
-    literals = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
-    if isinstance(node, ast.Call | ast.Constant):
-        return float(literals[-1])
+    """A literal, or the default of what an administrator may set (``settings.seconds``).
+
+    Of the smaller of two (``min``) the literal is listed.
+    """
+    if isinstance(node, ast.Constant):
+        return float(node.value) if isinstance(node.value, int | float) else None
+    if isinstance(node, ast.Call):
+        name = callee(node)
+        assert name in {"seconds", "min"}, f"how long is {ast.unparse(node)}?"
+        return number(node.args[1] if name == "seconds" else node.args[0])
     return None
 
 

@@ -13,7 +13,7 @@ from pyshim.zygote import spares
 
 @pytest.mark.parametrize(
     ("value", "count"),
-    [("0", 0), ("3", 3), ("-1", 0), ("", spares.DEFAULT_COUNT), ("many", spares.DEFAULT_COUNT)],
+    [("0", 0), ("3", 3), *((text, spares.DEFAULT_COUNT) for text in ("", "-1", "many", "1e9"))],
 )
 def test_how_many(monkeypatch: pytest.MonkeyPatch, value: str, count: int) -> None:
     monkeypatch.setenv("PYSHIM_ZYGOTE_SPARES", value)
