@@ -11,6 +11,8 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # How long `make soak` takes, and what decides what happens in it.
 MINUTES ?= 10
 SEED ?= 1
+# And `make fuzz`.
+SECONDS ?= 600
 
 # Tests wait more than they compute.  Sockets lie below the folder of a run: its path is short.
 WORKERS ?= 3
@@ -68,11 +70,11 @@ compat: setup $(VENV)/.test-packages
 
 # Churn and faults at random; at the end nothing may be lost or left over.
 soak: setup $(VENV)/.test-packages
-	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/python -m tests.soak --minutes="$(MINUTES)" --seed="$(SEED)"
 
 # The fuzzers of the native decoders; what they find lies in build/fuzz/found.
 fuzz: setup $(VENV)/.test-packages
-	$(BIN)/python -m tests.fuzz.run $(or $(SECONDS),600)
+	$(BIN)/python -m tests.fuzz.run -- "$(SECONDS)"
 
 wheels: setup
 	for arch in x86_64 aarch64; do \

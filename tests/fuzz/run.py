@@ -6,7 +6,6 @@ that into the corpus of the repository, as small as libFuzzer can make it.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -14,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hatch_build
+from tests.arguments import Parser, between, interruptible
 from tests.fuzz.build import TARGETS, Target, build
 
 SEED = 1
 INPUT_BOUND_S = 30  # an input that takes longer is a hang
 MEMORY_MB = 2048
+MOST_SECONDS = 7 * 86400
 GRACE_S = 120  # for what is not fuzzing: reading the corpus, writing a report
 HOME = hatch_build.ROOT / "build" / "fuzz"
 
@@ -51,59 +52,69 @@ def fuzz(target: Target, fuzzer: Path, seconds: int, grown: Path, artifacts: Pat
         "-verbosity=0",
         *(str(folder) for folder in (grown, target.corpus) if folder.is_dir()),
     ]
-    done = subprocess.run(
-        command,
-        env={},
-        cwd=artifacts,
-        capture_output=True,
-        check=False,
-        text=True,
-        errors="replace",
-        timeout=seconds + GRACE_S,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env={},
+            cwd=artifacts,
+            capture_output=True,
+            check=False,
+            text=True,
+            errors="replace",
+            timeout=seconds + GRACE_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Result(True, 0, f"it did not end within {seconds + GRACE_S} s, and was killed")
     report = done.stdout + done.stderr
     runs = [line.split()[-1] for line in report.splitlines() if "number_of_executed_units" in line]
     return Result(done.returncode != 0, int(runs[0]) if runs else 0, report)
 
 
-def keep(target: Target, fuzzer: Path, grown: Path) -> int:
-    """Merges into the repository's corpus what covers more than that; the exit code."""
+def keep(target: Target, fuzzer: Path, grown: Path) -> str:
+    """Merges into the repository's corpus what covers more than that; what is wrong, or ""."""
     merge = [str(fuzzer), "-merge=1", f"-max_len={target.max_bytes}"]
-    done = subprocess.run(
-        [*merge, str(target.corpus), str(grown)],
-        env={},
-        cwd=HOME,
-        capture_output=True,
-        check=False,
-        timeout=GRACE_S,
-    )
-    return done.returncode
+    try:
+        done = subprocess.run(
+            [*merge, str(target.corpus), str(grown)],
+            env={},
+            cwd=grown,
+            capture_output=True,
+            check=False,
+            timeout=GRACE_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"was not merged within {GRACE_S} s"
+    return f"was not merged: exit code {done.returncode}" if done.returncode else ""
 
 
 def main() -> int:
     """The command line; 1 when something was found."""
-    parser = argparse.ArgumentParser(prog="tests.fuzz.run", description="run the fuzzers")
-    parser.add_argument("seconds", type=int, help="of fuzzing in total")
-    parser.add_argument("targets", nargs="*", help=", ".join(t.name for t in TARGETS))
+    names = ", ".join(target.name for target in TARGETS)
+    parser = Parser(prog="tests.fuzz.run", description="run the fuzzers")
+    of_all = "of fuzzing in total; each target has one at least"
+    parser.add_argument("seconds", type=between(1, MOST_SECONDS), help=of_all)
+    parser.add_argument("targets", nargs="*", help=f"{names}; without one all")
     parser.add_argument("--keep", action="store_true", help="add to the repository's corpus")
     arguments = parser.parse_args()
+    for name in arguments.targets:
+        if name not in {target.name for target in TARGETS}:
+            parser.error(f"there is no target {name!r} but {names}")
     chosen = [t for t in TARGETS if not arguments.targets or t.name in arguments.targets]
-    if not chosen:
-        print(f"fuzz: no such target; there are {', '.join(t.name for t in TARGETS)}")
-        return 2
+    interruptible()
     found = 0
     with tempfile.TemporaryDirectory(prefix="pyshim-fuzz-") as folder:
         for target in chosen:
             fuzzer = build(target, Path(folder))
             grown = HOME / "corpus" / target.name
-            share = max(1, arguments.seconds // len(chosen))
+            share = max(1, int(arguments.seconds // len(chosen)))
             result = fuzz(target, fuzzer, share, grown, HOME / "found")
             print(f"{target.name}: {result.runs} inputs{', FOUND SOMETHING' * result.found}")
             if result.found:
                 print(result.report[-4000:])
                 found = 1
-            elif arguments.keep:
-                found |= keep(target, fuzzer, grown)
+            elif arguments.keep and (wrong := keep(target, fuzzer, grown)):
+                print(f"{target.name}: the corpus {wrong}")
+                found = 1
     return found
 
 
@@ -112,3 +123,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except hatch_build.BuildError as error:
         sys.exit(f"fuzz: {error}")
+    except KeyboardInterrupt:
+        print("fuzz: interrupted; what was built has been removed", file=sys.stderr)
+        sys.exit(130)

@@ -6,34 +6,33 @@ nothing is left over; else the log of all steps, in the folder, says where to lo
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.arguments import Parser, between, interruptible
+
 from .soak import Soak
 
 NICENESS = 10
+LEAST_MINUTES, MOST_MINUTES = 0.1, 7 * 24 * 60
 
 
 def main() -> int:
     """Soaks; the exit code."""
-    parser = argparse.ArgumentParser(prog="tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="how long (default 10)")
+    parser = Parser(prog="tests.soak", description=__doc__)
+    minutes = between(LEAST_MINUTES, MOST_MINUTES)
+    parser.add_argument("--minutes", type=minutes, default=10, help="how long (default 10)")
     parser.add_argument("--seed", type=int, default=1, help="decides what happens (default 1)")
-    parser.add_argument("--lanes", type=int, default=3, help="lives at once beside containerd's")
+    lanes = "lives at once beside containerd's (default 3)"
+    parser.add_argument("--lanes", type=int, choices=range(1, 17), default=3, help=lanes)
     parser.add_argument("--out", type=Path, default=Path("build/soak"), help="for the log")
     arguments = parser.parse_args()
     if os.geteuid():
         print("tests.soak: containers need root", file=sys.stderr)
         return 1
-    if arguments.minutes <= 0 or arguments.lanes < 1:
-        print("tests.soak: --minutes and --lanes must be positive", file=sys.stderr)
-        return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    interruptible()
     os.nice(NICENESS)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
