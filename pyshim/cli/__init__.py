@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,13 @@ import click
 from pyshim import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def no_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuses what compares with no bound, and so is within all.  Raises BadParameter."""
+    if math.isnan(value):
+        raise click.BadParameter(f"{value} is no number", ctx, param)
+    return value
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -154,6 +162,7 @@ def doctor(containerd_address: str, docker_socket: str, as_json: bool) -> None:
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1, max=86400),
+    callback=no_nan,
     default=120,
     show_default=True,
     help="Seconds for each container or pod; what is not upgraded by then goes on as it was.",

@@ -33,6 +33,10 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
         (("pyshim", "--foo"), "--foo"),
         (("pyshim", "nope"), "nope"),
         (("pyshim", "demo", "extra"), "extra"),
+        *(
+            (("pyshim", "upgrade", "--dry-run", "--timeout", wrong), wrong)
+            for wrong in ("nan", "inf", "-inf", "0", "-1", "x")
+        ),
         (("portproxy", "--foo"), "--foo"),
         (("portproxy", "-p"), "-p"),
         (("portproxy",), "-p 8080:10.0.0.2:80"),
