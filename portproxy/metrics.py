@@ -161,7 +161,7 @@ class Endpoint:
             status, kind, body = await self._answer(words)
             head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
             writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-            await writer.drain()
+            await asyncio.wait_for(writer.drain(), REQUEST_BOUND_S)
         writer.close()
 
     async def _answer(self, words: list[str]) -> tuple[str, str, bytes]:

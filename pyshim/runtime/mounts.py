@@ -15,6 +15,7 @@ from pyshim.runtime import idmap, loopdevice
 
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MAX_STACKED_MOUNTS = 64
+MOUNT_TIMEOUT_S = 30
 MAX_LINKS = 40  # the kernel's (path_resolution(7))
 MS_BIND, MS_REC, MS_REMOUNT, MS_RDONLY = 0x1000, 0x4000, 0x20, 1
 CLONE_FS = 0x200
@@ -208,30 +209,42 @@ def _mount(source: str, target: str, kind: str, flags: int, options: Sequence[st
 def _mount_in(folder: str, arguments: tuple[str, str, str, int, str]) -> int:
     """The errno of mount(2) in ``folder``, "" for wherever we are.
 
-    A thread with a working directory of its own goes there, so that nobody else moves.
+    In a thread: it can have a working directory of its own, so that nobody else moves; and a mount
+    that hangs, as of a server that does not answer, is left to itself at the bound and taken down
+    should it come about after all.
     """
     source, target, kind, flags, data = arguments
-    result = 0
+    texts = (os.fsencode(source), os.fsencode(target), os.fsencode(kind))
+    result = errno.ETIMEDOUT
+    lock = threading.Lock()
+    is_over = False
 
-    def act() -> None:
-        nonlocal result
+    def mount() -> int:
         if folder:
             if _libc.unshare(CLONE_FS):
-                result = ctypes.get_errno()
-                return
+                return ctypes.get_errno()
             try:
                 os.chdir(folder)
             except OSError as error:
-                result = error.errno or 1
-                return
-        texts = (os.fsencode(source), os.fsencode(target), os.fsencode(kind))
-        if _libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(data)):
-            result = ctypes.get_errno()
+                return error.errno or 1
+        failed = _libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(data))
+        return ctypes.get_errno() if failed else 0
 
-    if not folder:
-        act()
-        return result
-    thread = threading.Thread(target=act)
-    thread.start()
-    thread.join()
+    def act() -> None:
+        nonlocal result, is_over
+        error = mount()
+        with lock:
+            if not is_over:
+                result, is_over = error, True
+            elif not error:
+                _detach(target)
+
+    thread = threading.Thread(target=act, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no process is left for it
+        return errno.EAGAIN
+    thread.join(MOUNT_TIMEOUT_S)
+    with lock:
+        is_over = True
     return result

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,6 +136,46 @@ def test_a_mount_that_fails_undoes_those_before(tmp_path: Path, rootfs: Path) ->
     source = folder_with(tmp_path / "source", "file")
     with pytest.raises(OSError, match="nothing"):
         mounts.mount_all([bound(source), bound(tmp_path / "nothing")], str(rootfs))
+    assert mounts_below(tmp_path) == []
+
+
+def test_a_mount_that_hangs_is_left_and_undone(
+    tmp_path: Path, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a server that does not answer, and then does after all."""
+    source = folder_with(tmp_path / "source", "file")
+    answered = threading.Event()
+    real = mounts._libc
+
+    def mount(*arguments: object) -> int:
+        assert answered.wait(BOUND_S)
+        result: int = real.mount(*arguments)
+        return result
+
+    hanging = SimpleNamespace(mount=mount, umount2=real.umount2, unshare=real.unshare)
+    monkeypatch.setattr(mounts, "_libc", hanging)
+    monkeypatch.setattr(mounts, "MOUNT_TIMEOUT_S", 0.1)
+    before = set(threading.enumerate())
+    with pytest.raises(TimeoutError, match=f"mount bind {source}"):
+        mounts.mount_all([bound(source)], str(rootfs))
+    (hung,) = set(threading.enumerate()) - before
+    answered.set()
+    hung.join(BOUND_S)
+    assert not hung.is_alive()
+    assert mounts_below(tmp_path) == []
+
+
+def test_a_mount_for_which_there_is_no_process_fails(
+    tmp_path: Path, rootfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_with(tmp_path / "source", "file")
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(BlockingIOError, match="Resource temporarily unavailable"):
+        mounts.mount_all([bound(source)], str(rootfs))
     assert mounts_below(tmp_path) == []
 
 
