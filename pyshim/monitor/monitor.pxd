@@ -408,6 +408,7 @@ cdef int poller
 cdef int signals
 cdef int state_fd
 cdef int null_fd
+cdef int reserve_fd  # makes room for one more; -1 while it does
 cdef pid_t own_pid
 cdef rlimit limit_at_start
 cdef char* scratch
@@ -503,6 +504,7 @@ cdef int start_relay(unsigned int id, unsigned int flags, int source, int destin
 cdef bint can_splice(int source, int destination) noexcept nogil
 cdef char* path_of(int fd, char* name) noexcept nogil
 cdef int reopen(int fd, int flags) noexcept nogil
+cdef void keep_reserve() noexcept nogil
 cdef int open_ends(unsigned int flags, int* fds) noexcept nogil
 cdef unsigned int kind_of(int fd) noexcept nogil
 cdef void set_nonblocking(int fd) noexcept nogil

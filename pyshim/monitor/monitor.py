@@ -302,8 +302,9 @@ def start():
 
 def set_up():
     """What a monitor needs in every life: signals, an epoll, memory, orphans, descriptors."""
-    global poller, null_fd, own_pid, scratch, channel
+    global poller, null_fd, reserve_fd, own_pid, scratch, channel
     channel = -1
+    reserve_fd = -1
     own_pid = getpid()
     spare_descriptors(0)
     # Whatever our starter's is, nobody else shall write what the runtime leaves in the bundle.
@@ -325,6 +326,7 @@ def set_up():
     )
     if poller < 0 or signals < 0 or null_fd < 0 or scratch == MAP_FAILED:
         refuse(b"no descriptors or memory to start with; check the host's limits", b"")
+    keep_reserve()
     set_interest(signals, 0, EPOLLIN, ON_SIGNAL, 0)
 
 
@@ -395,6 +397,7 @@ def loop():
         if always_ready_count:
             pump_always_ready()
         keep_deadlines()
+        keep_reserve()
         settle()
 
 
@@ -1349,9 +1352,28 @@ def reopen(fd, flags):
     """Opens what an O_PATH descriptor stands for; -1 when that fails.
 
     A fifo that a service opens and does not live to hand over shows its other end an end of file.
+    It must not fail for want of a descriptor, since nobody could do it later: the caller closes
+    ``fd`` next, and until then the reserve makes room.
     """
+    global reserve_fd
     name: cython.char[FD_PATH_BYTES]
-    return open(path_of(fd, name), flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+    path: cython.p_char = path_of(fd, name)
+    opened: cython.int
+    keep_reserve()
+    flags |= O_NONBLOCK | O_NOCTTY | O_CLOEXEC
+    opened = open(path, flags)
+    if opened < 0 and errno == EMFILE and reserve_fd >= 0:
+        close(reserve_fd)
+        reserve_fd = -1
+        opened = open(path, flags)
+    return opened
+
+
+def keep_reserve():
+    """Has a descriptor in reserve again, if there is one."""
+    global reserve_fd
+    if reserve_fd < 0:
+        reserve_fd = fcntl(null_fd, F_DUPFD_CLOEXEC, 0)
 
 
 def path_of(fd, name):

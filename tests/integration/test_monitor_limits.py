@@ -16,7 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from pyshim.monitor.channel import SPAWN_DIE_WITH_MONITOR, HoldFlag, Message, Type, encode_program
+from pyshim.monitor.channel import (
+    SPAWN_DIE_WITH_MONITOR,
+    HoldFlag,
+    Message,
+    RelayFlag,
+    Type,
+    encode_program,
+)
+from tests.integration.groups import allow
 from tests.integration.test_monitor import BOUND_S, Monitor, Service, close_all, eventually, memfd
 
 EBADMSG, EFBIG, ENOSPC, ESRCH = errno.EBADMSG, errno.EFBIG, errno.ENOSPC, errno.ESRCH
@@ -248,6 +256,34 @@ def test_a_transaction_without_its_descriptors_ends_the_service(monitor: Monitor
     assert not any(b"of " in text for text in texts)
     close_all(dump)
     os.close(writer)
+
+
+def test_the_ends_of_a_relay_are_opened_without_a_free_descriptor(
+    monitor: Monitor, tmp_path: Path
+) -> None:
+    """Nobody could do it later; the ones that it was given go for it."""
+    service = monitor.service()
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    source, writer = os.pipe()
+    other, other_writer = os.pipe()
+    targets = [os.open(path, os.O_PATH | os.O_CLOEXEC) for _ in range(2)]
+    limits = allow(monitor.process.pid, 4)  # no more than the datagram has
+    flag = int(RelayFlag.OPEN_DESTINATION)
+    service.send(
+        Message(Type.RELAY, (1, flag), (source, targets[0])),
+        Message(Type.RELAY, (2, flag), (other, targets[1])),
+    )
+    os.write(writer, b"one")
+    os.close(writer)
+    assert service.relay_end(1).fields[1:] == (1, 0, 0, 3)
+    os.write(other_writer, b"other")
+    os.close(other_writer)
+    assert service.relay_end(2).fields[1:] == (1, 0, 0, 5)
+    resource.prlimit(monitor.process.pid, resource.RLIMIT_NOFILE, limits)
+    assert os.read(reader, 100) == b"oneother"
+    os.close(reader)
 
 
 def test_an_empty_datagram_is_not_the_end(monitor: Monitor) -> None:
