@@ -62,7 +62,7 @@ class Activation:
         self.quit_at = 0.0
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
-        self.store.link = Link(sock, self._received, self.ended.set)
+        self.store.link = Link(sock, self._received, self.ended.set, self._cut_off)
 
     async def run(self) -> None:
         """Serves until parked, or until the monitor has gone."""
@@ -95,6 +95,14 @@ class Activation:
         if isinstance(context.get("exception"), (OSError, channel.ChannelError)):
             # At once: what another callback committed now would be half of a transaction.
             os._exit(1)
+
+    def _cut_off(self, error: OSError) -> None:
+        """The monitor takes nothing from us: it has gone, or has given us up for another.
+
+        At once: who handled this as a failure of a request would undo what that other goes on with.
+        """
+        self.store.log.warning("the monitor takes nothing", id=self.store.state.id, error=error)
+        os._exit(1)
 
     # -- what comes from the monitor -----------------------------------------------------------
 

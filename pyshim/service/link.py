@@ -26,16 +26,21 @@ class Link:
     """Owns the channel's socket.
 
     ``received(message)`` is called for every message that is no REPLY, ``lost()`` once when the
-    monitor has gone.
+    monitor has gone, ``cut_off(error)`` when a datagram could not be sent.
     """
 
     def __init__(
-        self, sock: socket.socket, received: Callable[[Message], None], lost: Callable[[], None]
+        self,
+        sock: socket.socket,
+        received: Callable[[Message], None],
+        lost: Callable[[], None],
+        cut_off: Callable[[OSError], None],
     ) -> None:
         self.sock = sock
         self.events_seen = 0
         self._received = received
         self._lost = lost
+        self._cut_off = cut_off
         self._sequence = 0
         self._replies: dict[int, asyncio.Future[tuple[int, int]]] = {}
 
@@ -52,7 +57,8 @@ class Link:
     def send(self, messages: Iterable[Message], owned: Sequence[int] = ()) -> None:
         """Sends one datagram, then closes ``owned``: the monitor has its own copies.
 
-        Waits while the monitor is behind.  Raises OSError when it has gone, or takes nothing.
+        Waits while the monitor is behind.  When it has gone, has given us up or takes nothing,
+        ``cut_off`` is called; raises OSError should that return.
         """
         try:
             data, fds = channel.encode(messages)
@@ -60,6 +66,9 @@ class Link:
             # Nothing to say is no datagram: an empty one is not understood.
             while data and not self._sent(data, rights):
                 self._await_room()
+        except OSError as error:
+            self._cut_off(error)
+            raise
         finally:
             for fd in owned:
                 os.close(fd)

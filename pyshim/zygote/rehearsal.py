@@ -35,6 +35,9 @@ class Life(activation.Activation):
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         pass
 
+    def _cut_off(self, error: OSError) -> None:
+        pass
+
     def _refuse(self, error: migrations.StateError) -> None:
         pass
 

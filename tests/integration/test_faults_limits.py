@@ -15,7 +15,8 @@ from google.protobuf.empty_pb2 import Empty
 from pyshim.api import task_pb2
 from pyshim.ttrpc.status import StatusError
 from tests.integration.containerd import BOUND_S, eventually, scripts
-from tests.integration.fake_runtime import fake_runtime
+from tests.integration.fake_runtime import Gate, fake_runtime
+from tests.integration.fifos import Reader, fifo
 from tests.integration.goshim import GoHost, go, module_go
 from tests.integration.groups import Group, allow, group
 from tests.integration.shim import KILLED, Container, Host, host, module_host
@@ -105,6 +106,73 @@ def test_a_monitor_without_descriptors(host: Host) -> None:
     assert container.wait("e").exit_status == 3
     container.delete("e")
     container.end()
+
+
+class Talk:
+    """What a process that repeats what it hears, and then counts on stderr, is connected to."""
+
+    COMMAND = ("/bin/sh", "-c", "cat; seq 1 2000 >&2; exit 5")
+
+    def __init__(self, folder: Path) -> None:
+        self.stdin = fifo(folder / "in")
+        self.stdout, self.stderr = Reader(folder / "out"), Reader(folder / "err")
+
+    def hold(self, container: Container, exec_id: str = "") -> None:
+        """Talks with what runs, to its end; all must come."""
+        with self.stdin.open("wb") as writer:
+            writer.write(b"a word\n")
+        request = task_pb2.CloseIORequest(id=container.name, exec_id=exec_id, stdin=True)
+        container.call("CloseIO", request, Empty)
+        assert container.wait(exec_id).exit_status == 5
+        container.delete(exec_id)
+        assert self.stdout.all() == b"a word\n"
+        assert self.stderr.all() == b"".join(b"%d\n" % number for number in range(1, 2001))
+
+
+def answered(container: Container, stream: int, gate: Gate, few: int) -> None:
+    """Lets a runtime end while its monitor can open but a ``few``; the call must go well."""
+    eventually(gate.reached, "the runtime is at work")
+    (monitor,) = container.host.monitors()
+    limits = allow(monitor, few)
+    try:
+        gate.open()
+        with contextlib.suppress(TimeoutError):  # they do not suffice
+            container.client.receive(stream, 1)
+            return
+    finally:
+        resource.prlimit(monitor, resource.RLIMIT_NOFILE, limits)
+    container.client.receive(stream, BOUND_S)
+
+
+@pytest.mark.parametrize("few", range(10))
+def test_no_stream_is_lost_for_want_of_a_descriptor(host: Host, tmp_path: Path, few: int) -> None:
+    """However few are left when a runtime has done its work, its process has its streams."""
+    folders = [tmp_path / name for name in ("c", "e")]
+    for folder in folders:
+        folder.mkdir()
+    creating, starting = (Gate(folder) for folder in folders)
+    first, second = (Talk(folder) for folder in folders)
+    container = host.container(*Talk.COMMAND)
+    request = container.create_request(
+        stdin=first.stdin,
+        stdout=first.stdout.path,
+        stderr=first.stderr.path,
+        runtime=fake_runtime(tmp_path, after_create=creating.text, after_exec=starting.text),
+    )
+    answered(container, container.send("Create", request), creating, few)
+    container.start()
+    container.exec(
+        "e",
+        *Talk.COMMAND,
+        stdin=second.stdin,
+        stdout=second.stdout.path,
+        stderr=second.stderr.path,
+    )
+    start = task_pb2.StartRequest(id=container.name, exec_id="e")
+    answered(container, container.send("Start", start), starting, few)
+    second.hold(container, "e")
+    first.hold(container)
+    container.leave()
 
 
 def test_a_monitor_with_too_many_connections(host: Host) -> None:

@@ -50,7 +50,7 @@ def test_waits_for_a_monitor_that_is_behind(pair: Pair) -> None:
         while True:
             full += ours.send(b"x")
     message = Message(Type.SEND, (5, 3), tail=b"abc")
-    link = Link(ours, lambda message: None, lambda: None)
+    link = Link(ours, lambda message: None, lambda: None, lambda error: None)
     sender = threading.Thread(target=link.send, args=([message],), daemon=True)
     sender.start()
     sender.join(0.1)
@@ -65,7 +65,7 @@ def test_waits_for_a_monitor_that_is_behind(pair: Pair) -> None:
 def test_nothing_to_say_is_no_datagram(pair: Pair) -> None:
     ours, theirs = pair
     kept, given = os.pipe()
-    Link(ours, lambda message: None, lambda: None).send([], [given])
+    Link(ours, lambda message: None, lambda: None, lambda error: None).send([], [given])
     with pytest.raises(BlockingIOError):
         theirs.recv(1, socket.MSG_DONTWAIT)
     assert os.read(kept, 1) == b""  # what was given up is closed all the same
@@ -78,6 +78,24 @@ def test_a_transaction_that_was_not_carried_out_ends_the_service(pair: Pair, seq
     ours, theirs = pair
     reply = Message(Type.REPLY, (errno.EBADMSG, 0, 0), sequence=sequence)
     theirs.send(channel.encode([reply])[0])
-    link = Link(ours, lambda message: None, lambda: None)
+    link = Link(ours, lambda message: None, lambda: None, lambda error: None)
     with pytest.raises(channel.ChannelError):
         link._readable()
+
+
+def test_a_monitor_that_has_gone_ends_the_service_before_its_caller_goes_on(pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.close()
+    found: list[OSError] = []
+
+    def cut_off(error: OSError) -> None:
+        found.append(error)
+        raise SystemExit(1)
+
+    kept, given = os.pipe()
+    link = Link(ours, lambda message: None, lambda: None, cut_off)
+    with pytest.raises(SystemExit):
+        link.send([Message(Type.SEND, (5, 3), tail=b"abc")], [given])
+    assert [error.errno for error in found] == [errno.EPIPE]
+    assert os.read(kept, 1) == b""
+    os.close(kept)
