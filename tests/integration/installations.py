@@ -85,6 +85,12 @@ def install(home: Path, build: str, programs: Path) -> Installation:
     return made.become(build, programs)
 
 
+def with_broken_service(home: Path) -> None:
+    """A version whose services all die at once."""
+    (path,) = home.glob("lib/*/site-packages/pyshim/service/activation.py")
+    path.write_text("raise SystemError\n")
+
+
 def _packages() -> Path:
     return Path(sysconfig.get_path("purelib"))
 

@@ -23,7 +23,7 @@ from tests.integration.conftest import BOUND_S, eventually, plain_only
 from tests.integration.containerd import Containerd, nothing_left, processes_of
 from tests.integration.fake_runtime import Gate, fake_runtime
 from tests.integration.fifos import Reader, fifo
-from tests.integration.installations import Installation, install
+from tests.integration.installations import Installation, install, with_broken_service
 from tests.integration.shim import KILLED, Container, Host
 
 ONE, TWO, BROKEN = "1" * 16, "2" * 16, "b" * 16
@@ -396,12 +396,6 @@ def with_newer_state(home: Path) -> None:
     text = path.read_text()
     assert "STATE_VERSION = 2" in text
     path.write_text(text.replace("STATE_VERSION = 2", "STATE_VERSION = 1"))
-
-
-def with_broken_service(home: Path) -> None:
-    """A version whose services all die at once."""
-    (path,) = home.glob("lib/*/site-packages/pyshim/service/activation.py")
-    path.write_text("raise SystemError\n")
 
 
 def with_broken_monitor(home: Path) -> None:

@@ -2,5 +2,6 @@
 
 ``make soak MINUTES=10 SEED=1``.  ``plan`` says what is done and when, ``faults`` is the table of
 what goes wrong, ``kinds`` are the lives that containers have meanwhile, ``daemon`` those that
-they have under a real containerd, ``ledger`` counts, ``world`` is where it happens.
+they have under a real containerd, ``ledger`` counts, ``world`` is where it happens, ``account``
+says what was lost or left.
 """

@@ -21,6 +21,7 @@ from tests.integration.containerd import BOUND_S
 
 from .ledger import Ledger
 from .plan import Rate, Strike, chance
+from .upgrades import undone, upgraded
 from .world import World
 
 # How long a strike looks for something that is there only now and then.
@@ -214,7 +215,6 @@ def containerd_stopped(world: World, _dice: random.Random) -> Iterator[str]:
         process.send_signal(signal.SIGCONT)
 
 
-# A live upgrade is to be one more line here.
 FAULTS: dict[str, Fault] = {
     "service killed": Fault(Rate(1.5), killed(services)),
     "service storm": Fault(Rate(25, (1, 4), "service"), storm),
@@ -235,6 +235,8 @@ FAULTS: dict[str, Fault] = {
         Rate(60, (0, 4), "containerd"), containerd_ends(signal.SIGTERM), absent=True
     ),
     "containerd stopped": Fault(Rate(40, (0.5, 4), "containerd"), containerd_stopped, absent=True),
+    "upgrade": Fault(Rate(20, target="version"), upgraded),
+    "upgrade undone": Fault(Rate(25, target="version"), undone),
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyshim.zygote import spares
 from tests.integration.containerd import (
     BOUND_S,
     RUNC_ROOT,
@@ -22,8 +23,11 @@ from tests.integration.containerd import (
     mounts_below,
     parent_of,
     processes_of,
+    spares_of,
 )
 from tests.integration.shim import Container, Host, descriptors
+
+from .versions import Versions
 
 DISK_BYTES = 32 * 1024 * 1024
 DATA_BYTES = 1024 * 1024
@@ -89,6 +93,8 @@ class World:
         self.containerd.env |= {"TMPDIR": str(root / "t"), "PYSHIM_UNUSED_S": str(UNUSED_S)}
         (root / "t").mkdir()
         self.disk = self.host.bundles
+        self.versions = Versions(root, self.host.env)
+        self.upgrades: Counter[str] = Counter()  # how many monitors have, or have not
         self.pod: Container
 
     def open(self) -> None:
@@ -148,8 +154,12 @@ class World:
     # -- what there is ---------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Waits until no service is active, and there is a zygote."""
+        """Waits until no service is active, and the zygotes are as they were."""
         eventually(lambda: not self.processes().services, "the services have parked")
+        eventually(self._spares_are_back, "the zygotes have their spares again")
+
+    def _spares_are_back(self) -> bool:
+        return len(spares_of(self.root)) == spares.wanted() * len(self.processes().zygotes)
 
     def holdings(self) -> Holdings:
         """All that may leak."""
@@ -186,8 +196,8 @@ class World:
 
 
 def named(line: str) -> str:
-    """A command line; of zygotes, which are started in several ways, what is the same."""
-    return line.strip().removesuffix(" --foreground")
+    """A command line; of what is started in several ways, what is the same."""
+    return line.strip().removesuffix(" --foreground").partition(" --resume ")[0]
 
 
 def zombies(parents: set[int]) -> list[str]:
