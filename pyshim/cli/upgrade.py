@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
@@ -29,6 +30,8 @@ from pyshim.ttrpc.status import Code, StatusError, text_of
 from pyshim.zygote import address, messages
 
 PROBE_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 1.0
+END_POLL_S = 0.01
 
 
 class Outcome(Enum):
@@ -134,9 +137,23 @@ def upgrade(target: Target, monitor: Monitor, timeout_s: float, *, dry_run: bool
     after = monitors.identity(Path(f"/proc/{monitor.pid}/exe"))
     if not reason and after == target.identity:
         return Result(monitor, before, after, Outcome.UPGRADED)
-    if not Path(f"/proc/{monitor.pid}").exists():
+    if has_ended(monitor.pid):
         return Result(monitor, before, before, Outcome.ENDED)
     return Result(monitor, before, after, Outcome.FAILED, reason or "it has gone back to the old")
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a monitor has; one that has hung up is given a moment for it."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state in "ZX":
+            return True  # its parent has yet to hear of it
+        time.sleep(END_POLL_S)
+    return False
 
 
 def ask(target: Target, monitor: Monitor, timeout_s: float) -> str:
