@@ -71,7 +71,8 @@ __asm__(".text\n"
         ".globl spawn_sharing_memory\n"
         "spawn_sharing_memory: mov %rdi, %r9\n test %rsi, %rsi\n jnz 1f\n"
         " lea -512(%rsp), %rsi\n"
-        "1: and $-16, %rsi\n mov $0x4111, %edi\n" /* CLONE_VM | CLONE_VFORK | SIGCHLD */
+        "1: and $-16, %rsi\n"
+        " lea 0x4111(%rdx), %edi\n" /* CLONE_VM | CLONE_VFORK | SIGCHLD, and what is asked for */
         " xor %edx, %edx\n xor %r10d, %r10d\n xor %r8d, %r8d\n mov $56, %eax\n syscall\n"
         " test %rax, %rax\n jz 2f\n ret\n"
         "2: xor %ebp, %ebp\n call *%r9\n hlt\n");
@@ -86,7 +87,7 @@ __asm__(".text\n"
         " mov x4, x5\n svc #0\n ret\n"
         ".globl spawn_sharing_memory\n"
         "spawn_sharing_memory: mov x9, x0\n cbnz x1, 1f\n sub x1, sp, #512\n"
-        "1: and x1, x1, #-16\n mov x0, #0x4111\n mov x2, #0\n mov x3, #0\n mov x4, #0\n"
+        "1: and x1, x1, #-16\n mov x0, #0x4111\n orr x0, x0, x2\n mov x2, #0\n mov x3, #0\n mov x4, #0\n"
         " mov x8, #220\n svc #0\n cbz x0, 2f\n ret\n"
         "2: mov x29, #0\n blr x9\n brk #1\n");
 #else

@@ -9,9 +9,9 @@
 long kernel_call();
 
 /* A child that shares our memory and runs ``child`` on ``stack`` (on our own, below what is in use,
- * if that is 0), while we stand still until it has executed something or ended.  Returns its pid
- * or -errno.  ``child`` must not return. */
-long spawn_sharing_memory(void (*child)(void), void *stack);
+ * if that is 0), while we stand still until it has executed something or ended.  It shares what
+ * ``flags`` of clone(2) say, too.  Returns its pid or -errno.  ``child`` must not return. */
+long spawn_sharing_memory(void (*child)(void), void *stack, unsigned long flags);
 
 /* rt_sigaction(2) as the kernel wants it; where there is no restorer its place is the mask's. */
 struct kernel_action {

@@ -4,7 +4,7 @@
 # --- used by pyinit, which has no libc ---
 cdef extern from "bare.h" nogil:
     long kernel_call(long number, ...)
-    long spawn_sharing_memory(void (*child)() noexcept nogil, void* stack)
+    long spawn_sharing_memory(void (*child)() noexcept nogil, void* stack, unsigned long flags)
     void* CHILD_STACK
     enum: PIDFD_GET_INFO, PIDFD_INFO_COREDUMP, PIDFD_INFO_EXIT
     struct pidfd_information:
@@ -40,6 +40,9 @@ cdef extern from "<sys/syscall.h>" nogil:
 cdef extern from "<signal.h>" nogil:
     enum: SA_NOCLDWAIT
     enum: SI_KERNEL, SI_USER, SIGCONT, SIGQUIT, SIGSTOP, SIGTSTP, SIGWINCH
+
+cdef extern from "<sched.h>" nogil:
+    enum: CLONE_SIGHAND
 
 cdef extern from "<sys/wait.h>" nogil:
     bint WCOREDUMP(int status)

@@ -13,9 +13,10 @@ cdef enum:
     LAST_SIGNAL = 64
     FIRST_REAL_TIME = 34  # of every C library: the two before are its own
     LONGEST_MS = 86400000  # 24 hours
+    AT_ONCE_MS = 1  # what 0 is taken for where 0 means that there is no such limit
     FIRST_REST_NS = 500000
     LONGEST_REST_NS = 16000000
-    SETTLING_NS = 100000000
+    MOST_RESTS = 64  # about a second
     UNREADY_NS = 100000
     LAST_FD = 0x7fffffff
     ASCII_ZERO = 48
@@ -65,6 +66,7 @@ cdef enum:
 
 # What the name, the options and the environment ask for.
 cdef int persona
+cdef int status_of_refusal  # the exit code for an error of our own
 cdef const char* called
 cdef int first_option
 cdef bint options_ended
@@ -121,11 +123,14 @@ cdef int child
 cdef int init_pid
 cdef int init_at_start
 cdef int spawn_error
+cdef const char* refused_call  # what failed before the exec; NULL for none
+cdef bint shares_dispositions
 cdef bint has_terminal
 cdef bint leads_session
 cdef bint watches_stops
 cdef long rest_ns
-cdef bint settling
+cdef int rests  # since everybody who had died was collected
+cdef bint may_let_kernel_reap
 cdef bint kernel_reaps
 cdef int exit_file
 cdef int phase
@@ -175,6 +180,7 @@ cdef int signal_or_refuse(const char* option, const char* text) noexcept nogil
 cdef unsigned long long signals_or_refuse(const char* option, const char* text) noexcept nogil
 cdef long number_or_refuse(const char* option, const char* text, long most) noexcept nogil
 cdef long duration_or_refuse(const char* option, const char* text, char* end) noexcept nogil
+cdef bint is_writable(int fd) noexcept nogil
 
 cdef size_t span(const char* text, char stop) noexcept nogil
 cdef long number_in(const char* text, size_t length) noexcept nogil
@@ -195,11 +201,13 @@ cdef void add_variables() noexcept nogil
 cdef char* more_memory(size_t size) noexcept nogil
 
 cdef void hold_signals() noexcept nogil
+cdef bint receive_deaths(unsigned long flags) noexcept nogil
 cdef void leave_terminal() noexcept nogil
 cdef void watch_parent() noexcept nogil
 cdef void adopt_orphans() noexcept nogil
 
 cdef void spawn(char** command) noexcept nogil
+cdef long spawn_child() noexcept nogil
 cdef void become_command() noexcept nogil
 cdef void arrange_group() noexcept nogil
 cdef int arrange_rights() noexcept nogil
@@ -207,6 +215,7 @@ cdef void ignore_children() noexcept nogil
 cdef void tell_listener() noexcept nogil
 cdef void fail_to_run() noexcept nogil
 cdef int failure_status() noexcept nogil
+cdef void say_refused_call() noexcept nogil
 cdef void say_advice(int reason) noexcept nogil
 cdef int search_and_execute(char** command) noexcept nogil
 cdef bint join_path(const char* folder, size_t folder_length, const char* name) noexcept nogil
@@ -224,6 +233,8 @@ cdef void deliver(int number, siginfo_t* info) noexcept nogil
 cdef int outgoing(int number) noexcept nogil
 cdef void send(int number, siginfo_t* info) noexcept nogil
 cdef bint reap(siginfo_t* info) noexcept nogil
+cdef bint can_wait(siginfo_t* info) noexcept nogil
+cdef bint somebody_died() noexcept nogil
 cdef void let_kernel_reap() noexcept nogil
 cdef int kept_status() noexcept nogil
 cdef void command_ended(int wait_status, long* usage) noexcept nogil

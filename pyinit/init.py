@@ -20,16 +20,20 @@ from cython.cimports.linux import (
     CHILD_STACK,
     CLOCK_MONOTONIC,
     CLOCK_REALTIME,
+    CLONE_SIGHAND,
     E2BIG,
     EACCES,
-    EAGAIN,
     ECHILD,
+    EINVAL,
     ENOENT,
     ENOEXEC,
     ENOTDIR,
     ESRCH,
+    F_GETFL,
+    O_ACCMODE,
     O_CLOEXEC,
     O_NOCTTY,
+    O_PATH,
     O_RDONLY,
     O_RDWR,
     PIDFD_GET_INFO,
@@ -87,6 +91,7 @@ from cython.cimports.linux import (
     SYS_dup3,
     SYS_execve,
     SYS_exit_group,
+    SYS_fcntl,
     SYS_getdents64,
     SYS_getpgid,
     SYS_getpid,
@@ -147,7 +152,7 @@ def program_main(argc, argv):
 
 def choose_persona(argc, argv):
     """By the name of the program, ``PYINIT_AS``, or ``--as=NAME`` in front of everything else."""
-    global persona, called, first_option, verbosity, own_group, log_fd
+    global persona, called, first_option, verbosity, own_group, log_fd, status_of_refusal
     wanted: cython.p_const_char = variable(b"PYINIT_AS")
     called = b"pyinit"
     if argc > 0:
@@ -163,7 +168,10 @@ def choose_persona(argc, argv):
         persona = persona_named(wanted)
         if persona < 0:
             persona = NATIVE
+            status_of_refusal = EXIT_NATIVE_FAILED
             refuse(b"no such persona", wanted)
+    # Also for PYINIT_OPTS, which is read as the native persona reads it.
+    status_of_refusal = EXIT_NATIVE_FAILED if persona == NATIVE else EXIT_INIT_FAILED
     own_group = True
     log_fd = 2
     verbosity = WARNING if persona == NATIVE or persona == TINI else FATAL
@@ -381,13 +389,13 @@ def obey_own(key, value):
     elif key == b"0":
         end = strchr(value, b":")
         stop_signal = SIGKILL if end == cython.NULL else signal_or_refuse(b"--stop", end + 1)
-        stop_ms = duration_or_refuse(b"--stop", value, end)
+        stop_ms = duration_or_refuse(b"--stop", value, end) or AT_ONCE_MS
     elif key == b"1":
         stop_on = signals_or_refuse(b"--stop-on", value)
     elif key == b"2":
         stop_twice = True
     elif key == b"3":
-        grace_ms = duration_or_refuse(b"--grace", value, cython.NULL)
+        grace_ms = duration_or_refuse(b"--grace", value, cython.NULL) or AT_ONCE_MS
     elif key == b"4":
         wait_for_all = True
         wait_for_last = value != cython.NULL and strcmp(value, b"last") == 0
@@ -403,6 +411,8 @@ def obey_own(key, value):
             refuse(b"--log: neither json nor text:", value)
     elif key == b"8":
         log_fd = number_or_refuse(b"--log-fd", value, 1 << 20)
+        if not is_writable(log_fd):
+            refuse_value(b"--log-fd", b"nothing is open for writing under the number", value)
     elif key == b"9":
         say_why = True
     elif key == b"A":
@@ -466,10 +476,11 @@ def read_own_environment():
 
     They are read as the native persona reads them.  The command sees no ``PYINIT_`` variable.
     """
-    global persona, options_ended
+    global persona, called, options_ended
     words: cython.p_char[MOST_WORDS]
     count: cython.int = 0
     real: cython.int = persona
+    real_name: cython.p_const_char = called
     text: cython.p_char = variable(b"PYINIT_OPTS")
     at: cython.int = 0
     while text != cython.NULL and text[0] != 0:
@@ -485,10 +496,12 @@ def read_own_environment():
         while text[0] != 0 and text[0] != b" ":
             text += 1
     persona = NATIVE
+    called = b"PYINIT_OPTS"
     at = read_options(words, 0, count)
     if at < count:
         refuse(b"PYINIT_OPTS holds what is no option:", words[at])
     persona = real
+    called = real_name
     options_ended = False
     drop_variables(b"PYINIT_")
 
@@ -631,6 +644,12 @@ def duration_or_refuse(option, text, end):
     if duration < 0:
         refuse_value(option, b"not a duration such as 10s, 500ms or 2m, up to 24 hours:", text)
     return duration
+
+
+def is_writable(fd):
+    """Whether ``fd`` is open for writing, so that a log is not lost without a word."""
+    flags: cython.long = kernel_call(SYS_fcntl, fd, F_GETFL)
+    return flags >= 0 and (flags & O_ACCMODE) != O_RDONLY and not flags & O_PATH
 
 
 # --- Numbers, durations, signals in text ---------------------------------------------------------
@@ -851,23 +870,29 @@ def more_memory(size):
 
 
 def hold_signals():
-    """Blocks what is to be forwarded, and makes children waitable."""
-    global was_ignored
+    """Blocks what is to be forwarded."""
+    set_mask(ours(), cython.address(mask_at_start))
+    if only_reaps:  # so the kernel may do it
+        receive_deaths(SA_NOCLDWAIT)
+    elif persona == DUMB_INIT and own_group:
+        leave_terminal()
+
+
+def receive_deaths(flags):
+    """Gives SIGCHLD its default disposition, with ``flags``; returns whether it was ignored.
+
+    That is inherited through an exec, and then the kernel reaps for us and keeps the status.
+    """
     action: kernel_action
     found: kernel_action
-    set_mask(ours(), cython.address(mask_at_start))
-    # With SIGCHLD ignored, which an exec inherits, the kernel reaps for us and keeps the status.
-    # Where there is no command, that is as it should be.
     action.handler = cython.NULL
-    action.flags = SA_NOCLDWAIT if only_reaps else 0
+    action.flags = flags
     action.mask = 0
     action.restorer = cython.NULL
     kernel_call(
         SYS_rt_sigaction, SIGCHLD, cython.address(action), cython.address(found), SIGSET_BYTES
     )
-    was_ignored = found.handler == SIG_IGN
-    if persona == DUMB_INIT and own_group:
-        leave_terminal()
+    return found.handler == SIG_IGN
 
 
 def leave_terminal():
@@ -958,7 +983,7 @@ def spawn(command):
         add_variables()
     if child_death_signal:
         init_at_start = kernel_call(SYS_getpid)
-    result = spawn_sharing_memory(become_command, CHILD_STACK)
+    result = spawn_child()
     if result < 0:
         begin(FATAL)
         say(b"cannot start a process: ")
@@ -977,9 +1002,34 @@ def spawn(command):
             deliver(number, cython.NULL)
 
 
+def spawn_child():
+    """Runs ``become_command`` in a child; its pid, or -errno.
+
+    Until it has executed something the child also has our dispositions, so that it can see to
+    SIGCHLD for both.  Where that was ignored the two must differ, and there is a second child.
+    """
+    global shares_dispositions, was_ignored
+    status: cython.int = 0
+    result: cython.long
+    shares_dispositions = True
+    result = spawn_sharing_memory(become_command, CHILD_STACK, CLONE_SIGHAND)
+    if result == -EINVAL:  # an emulator
+        was_ignored = receive_deaths(0)
+    elif not was_ignored:
+        return result
+    else:
+        kernel_call(SYS_wait4, result, cython.address(status), 0, cython.NULL)
+    shares_dispositions = False
+    return spawn_sharing_memory(become_command, CHILD_STACK, 0)
+
+
 def become_command():
     """The child, in its parent's memory: executes the command or ends, and never returns."""
-    global init_pid, spawn_error
+    global init_pid, spawn_error, was_ignored
+    if shares_dispositions:
+        was_ignored = receive_deaths(0)
+        if was_ignored:
+            kernel_call(SYS_exit_group, 0)
     # The parent has no use for its own pid before, and so saves a call of its own.
     init_pid = kernel_call(SYS_getppid)
     arrange_group()
@@ -1029,17 +1079,25 @@ def arrange_group():
 
 def arrange_rights():
     """``--user``, ``--nnp``, ``--chdir`` and ``--child-pdeath``; -errno, or 0."""
+    global refused_call
     result: cython.long = 0
     if group_count:
+        refused_call = b"setgroups"
         result = kernel_call(SYS_setgroups, group_count - 1, groups + 1)
         if result == 0:
+            refused_call = b"setresgid"
             result = kernel_call(SYS_setresgid, groups[0], groups[0], groups[0])
         if result == 0:
+            refused_call = b"setresuid"
             result = kernel_call(SYS_setresuid, user, user, user)
     if result == 0 and no_new_privileges:
+        refused_call = b"set no_new_privs"
         result = kernel_call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if result == 0 and folder_of_command != cython.NULL:
+        refused_call = b"chdir"
         result = kernel_call(SYS_chdir, folder_of_command)
+    if result == 0:
+        refused_call = cython.NULL
     if child_death_signal:
         # After the change of user, which would clear it.
         kernel_call(SYS_prctl, PR_SET_PDEATHSIG, child_death_signal)
@@ -1081,6 +1139,9 @@ def fail_to_run():
     """Says why the command could not be executed and ends with the status that tells it."""
     status: cython.int = failure_status()
     begin(FATAL)
+    if refused_call != cython.NULL:
+        say_refused_call()
+        fail()
     if persona == CATATONIT:
         say(b"failed to exec pid1: ")
         say_error(spawn_error)
@@ -1108,6 +1169,8 @@ def fail_to_run():
 def failure_status():
     """The exit code for a command that could not be executed."""
     reason: cython.int = -spawn_error
+    if refused_call != cython.NULL:
+        return status_of_refusal
     if persona == DUMB_INIT:
         return EXIT_DUMB_INIT
     if persona == CATATONIT:
@@ -1118,6 +1181,28 @@ def failure_status():
         return EXIT_CANNOT_RUN if reason == EACCES else EXIT_INIT_FAILED
     # Shells, env and timeout use these, which cannot be mistaken for an error of ours.
     return EXIT_NOT_FOUND if reason == ENOTDIR else EXIT_CANNOT_RUN
+
+
+def say_refused_call():
+    """What could not be arranged for the command, by which option, and what to try."""
+    option: cython.p_const_char = b"--user"
+    advice: cython.p_const_char = b"; it needs root, or CAP_SETGID and CAP_SETUID"
+    say(b"cannot ")
+    say(refused_call)
+    if strcmp(refused_call, b"chdir") == 0:
+        say(b" to '")
+        say(folder_of_command)
+        say(b"'")
+        option = b"--chdir"
+        advice = b"; check that the folder is in the image and that this user may enter it"
+    elif strcmp(refused_call, b"set no_new_privs") == 0:
+        option = b"--nnp"
+        advice = b"; it needs Linux 3.5"
+    say(b" (")
+    say(option)
+    say(b"): ")
+    say_error(spawn_error)
+    say(advice)
 
 
 def say_advice(reason):
@@ -1212,7 +1297,7 @@ def let_go():
     Input and output become copies of stderr, which is kept for messages.  So a pipe is closed when
     the command closes it, and what a cron job writes to /proc/1/fd/1 still reaches the log.
     """
-    global stop_on, oom_kills_at_start, settling
+    global stop_on, oom_kills_at_start, may_let_kernel_reap
     if not keep_stdio:
         if log_fd != 0 and kernel_call(SYS_dup3, 2, 0, 0) < 0:
             kernel_call(SYS_close, 0)
@@ -1235,7 +1320,7 @@ def let_go():
         arm(DUE_ZOMBIES, zombies_ms)
     if lock_calls:
         lock()
-    settling = init_pid == 1 and not (
+    may_let_kernel_reap = init_pid == 1 and not (
         only_reaps
         or warn_of_orphans
         or wait_for_all
@@ -1311,9 +1396,6 @@ def next_signal(info):
     until: timespec
     number: cython.long
     due: cython.longlong = next_due() if armed else 0
-    limit_ns: cython.long = rest_ns
-    if settling and rest_ns == 0:
-        limit_ns = SETTLING_NS
     info.si_signo = 0
     if due:
         due -= now_ms()
@@ -1321,20 +1403,17 @@ def next_signal(info):
             due = 0
         until.tv_sec = due // 1000
         until.tv_nsec = due % 1000 * 1000000
-    if limit_ns and (due == 0 or until.tv_sec or until.tv_nsec > limit_ns):
+    if rest_ns and (due == 0 or until.tv_sec or until.tv_nsec > rest_ns):
         until.tv_sec = 0
-        until.tv_nsec = limit_ns
-        if rest_ns:
-            wanted &= ~bit(SIGCHLD)
+        until.tv_nsec = rest_ns
+        wanted &= ~bit(SIGCHLD)
     number = kernel_call(
         SYS_rt_sigtimedwait,
         cython.address(wanted),
         info,
-        cython.address(until) if armed or limit_ns else cython.NULL,
+        cython.address(until) if armed or rest_ns else cython.NULL,
         SIGSET_BYTES,
     )
-    if number == -EAGAIN and settling and rest_ns == 0:
-        let_kernel_reap()
     return number if number > 0 else 0
 
 
@@ -1442,16 +1521,28 @@ def send(number, info):
 
 def reap(info):
     """Collects every process that has died; true when pyinit is to end."""
-    global final_status, rest_ns, kernel_reaps
+    global final_status, rest_ns, rests, kernel_reaps
     wait_status: cython.int
-    # Looking for the one is quicker; what the kernel has left before it was told must be collected.
-    target: cython.int = child if kernel_reaps else -1
+    died: cython.bint = info.si_signo == SIGCHLD
+    put_off: cython.bint
+    target: cython.int
     usage: cython.long[18]
     # The kernel adds it all up, for each of them, so only if somebody wants to know.
     used: cython.p_long = usage if say_why or log_format else cython.NULL
     pid: cython.long
-    some: cython.bint = kernel_reaps and info.si_signo == SIGCHLD
+    some: cython.bint = False
     usage[4] = 0
+    if may_let_kernel_reap and info.si_signo == SIGCHLD and info.si_pid != child:
+        let_kernel_reap()
+    if rest_ns and info.si_signo == 0:
+        died = somebody_died()
+        if not died and rests == 0:
+            rest_ns = 0
+            return False
+    put_off = can_wait(info) if died else False
+    rests = rests + 1 if put_off else 0
+    # Looking for the one is quicker; what the kernel has left before it was told must be collected.
+    target = child if put_off or kernel_reaps else -1
     while True:
         pid = kernel_call(SYS_wait4, target, cython.address(wait_status), WNOHANG, used)
         if pid <= 0:
@@ -1473,9 +1564,8 @@ def reap(info):
         return True
     if phase == KILLING and some:
         everybody(SIGKILL)  # whose parent has just died was nobody's before
-    # Each call that finds nobody has looked at all who live.  Where one has died there may be
-    # thousands, so those of the next half millisecond are collected together, and so on.
-    if not some:
+    # Those who die meanwhile are collected together.
+    if not died:
         rest_ns = 0
     elif rest_ns == 0:
         rest_ns = FIRST_REST_NS
@@ -1494,19 +1584,51 @@ def reap(info):
     return False
 
 
+def can_wait(info):
+    """Whether it is better to collect orphans later: where one has died there may be thousands.
+
+    Each wait4(2) walks past all of our children who live, and who die meanwhile are found by a walk
+    of their own.  So a rain of them is left to end first, unless it goes on for too long.
+    """
+    return (
+        phase == RUNNING
+        and exit_file == 0
+        and rests < MOST_RESTS
+        and (info.si_signo == 0 or info.si_pid != child)
+        and not (warn_of_orphans or log_format or verbosity >= DEBUG)
+    )
+
+
+def somebody_died():
+    """Whether there is a SIGCHLD that was not fetched during a rest; fetches it."""
+    info: siginfo_t
+    at_once: timespec
+    wanted: cython.ulonglong = bit(SIGCHLD)
+    at_once.tv_sec = at_once.tv_nsec = 0
+    return (
+        kernel_call(
+            SYS_rt_sigtimedwait,
+            cython.address(wanted),
+            cython.address(info),
+            cython.address(at_once),
+            SIGSET_BYTES,
+        )
+        > 0
+    )
+
+
 def let_kernel_reap():
-    """As PID 1 when all is calm: from now on orphans cost nothing (SA_NOCLDWAIT in sigaction(2)).
+    """As PID 1 once there is an orphan: they cost nothing from now on (SA_NOCLDWAIT, sigaction(2)).
 
     They vanish as they die, instead of waiting, with all that is known of them long out of the
     processor's caches, until we collect them.  So does the command; but a pidfd keeps its status
     since Linux 6.16, and where it does not, all stays as it is.  This is not for an init that
     somebody has started to learn what its command takes: those who vanish are not in getrusage(2).
     """
-    global settling, exit_file
-    action: kernel_action
+    global may_let_kernel_reap, exit_file
     info: pidfd_information
     file: cython.long = kernel_call(SYS_pidfd_open, child, 0)
-    settling = False
+    may_let_kernel_reap = False
     if file < 0:
         return
     # That kernel is the first to tell this of a process that lives.
@@ -1519,11 +1641,7 @@ def let_kernel_reap():
         kernel_call(SYS_close, file)
         return
     exit_file = file
-    action.handler = cython.NULL
-    action.flags = SA_NOCLDWAIT
-    action.mask = 0
-    action.restorer = cython.NULL
-    kernel_call(SYS_rt_sigaction, SIGCHLD, cython.address(action), cython.NULL, SIGSET_BYTES)
+    receive_deaths(SA_NOCLDWAIT)
 
 
 def kept_status():
@@ -2531,4 +2649,4 @@ def say_usage_of_catatonit():
 def fail():
     """Prints the line and ends pyinit, before there is a command."""
     print_line()
-    kernel_call(SYS_exit_group, EXIT_NATIVE_FAILED if persona == NATIVE else EXIT_INIT_FAILED)
+    kernel_call(SYS_exit_group, status_of_refusal)

@@ -49,6 +49,10 @@ while True:
 """
 )
 PYTHON = (sys.executable, "-I", "-S", "-c")
+# A program in C that leaves processes which all die at once; `make bench` has it, too.
+ORPHANS = Path(__file__).resolve().parents[3] / "bench/orphans.c"
+# rt_sigtimedwait on x86-64 and aarch64; its third argument is the time limit.
+TIMED_WAIT = {128, 137}
 
 
 def run(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -122,6 +126,21 @@ def state(pid: int) -> str:
 def stopped(pid: int) -> bool:
     """Whether a process is stopped."""
     return eventually(lambda: state(pid) == "T")
+
+
+def waits_for_ever(pid: int) -> bool:
+    """Whether a process waits for a signal, without a time limit."""
+    with contextlib.suppress(OSError):
+        call = Path(f"/proc/{pid}/syscall").read_text().split()
+        return len(call) > 3 and int(call[0]) in TIMED_WAIT and int(call[3], 16) == 0
+    return False
+
+
+def tell(process: subprocess.Popen[str]) -> None:
+    """A line on its stdin."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def has_handed_on(init: int) -> bool:

@@ -19,6 +19,7 @@ from .inits import (
     NEW_PIDS,
     PATIENCE_S,
     PYTHON,
+    TIMED_WAIT,
     TSTP,
     TTIN,
     TTOU,
@@ -41,7 +42,6 @@ from .inits import (
 SHELL = ("bash", "--norc", "--noprofile", "--noediting", "-i")
 LAST = int(signal.SIGWINCH)
 ILL = int(signal.SIGILL)
-TIMED_WAIT = {128, 137}  # rt_sigtimedwait on x86-64 and aarch64
 WHERE = """
 import os
 print("group" * (os.getpgrp() == os.getpid()), "session" * (os.getsid(0) == os.getpid()),

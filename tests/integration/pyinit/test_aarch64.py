@@ -59,6 +59,7 @@ def test_it_is_small_and_for_that_machine() -> None:
         (["--grace=1s", *SHELL, "(sleep 1000 &); exit 3"], 3, ""),
         (["--timeout=50ms", "sleep", "1000"], 124, ""),
         (["--env=A=5", *SHELL, "exit $A"], 5, ""),
+        (["--chdir=/nowhere", "true"], 125, ""),
         (["--chdir=/etc", *SHELL, "test -f passwd && exit 8"], 8, ""),
         (["--why", *SHELL, "exit 3"], 3, "exited with status 3"),
         (["--log=json", *SHELL, "exit 3"], 3, '"ev":"exit","code":3'),
@@ -82,6 +83,17 @@ def test_command_lines(emulated: list[str], arguments: list[str], status: int, s
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
     assert said or done.stderr == ""
+
+
+@pytest.mark.parametrize("persona", ["tini", "dumb-init", "native"])
+def test_started_with_sigchld_ignored(emulated: list[str], persona: str) -> None:
+    """The emulator refuses that parent and child share their dispositions."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    command = [*emulated, f"--as={persona}", *SHELL, "exit 6"]
+    assert run(*command, preexec_fn=prepare).returncode == 6
 
 
 @pytest.mark.parametrize("persona", ["tini", "dumb-init", "native"])

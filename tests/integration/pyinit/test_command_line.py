@@ -44,6 +44,8 @@ def test_every_exit_code(inits: Path, request: pytest.FixtureRequest) -> None:
         ("tini", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
         ("docker-init", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
         ("init", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
+        ("podman-init", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
+        ("tini-static", "--version", 1, f"tini version 0.19.0 - pyinit {VERSION}\n"),
         ("dumb-init", "-V", 2, "dumb-init v1.2.5\n"),
         ("dumb-init", "--version", 2, "dumb-init v1.2.5\n"),
         ("dumb-init", "--vers", 2, "dumb-init v1.2.5\n"),
@@ -128,6 +130,8 @@ def test_letters_of_the_others_are_refused_as_the_original_does(inits: Path, nam
         ("pyinit", "--user=1:x true", "'1:x'"),
         ("pyinit", "--env=K true", "'K'"),
         ("pyinit", "--as=nobody true", "no such persona 'nobody'"),
+        ("pyinit", "--log-fd=x true", "'x'"),
+        ("pyinit", "--log-fd=9 true", "--log-fd: nothing is open for writing under the number '9'"),
     ],
 )
 def test_a_wrong_native_command_line_is_one_line_and_125(
@@ -137,6 +141,35 @@ def test_a_wrong_native_command_line_is_one_line_and_125(
     assert (done.returncode, done.stdout) == (125, "")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_log_that_cannot_be_written_to_is_refused(inits: Path, tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    for flags in (os.O_RDONLY, os.O_PATH):
+        file = os.open(tmp_path / "log", flags)
+        done = run(str(inits / "pyinit"), f"--log-fd={file}", "true", pass_fds=[file])
+        os.close(file)
+        assert done.returncode == 125
+        assert done.stderr.startswith("pyinit: --log-fd: nothing is open for writing")
+        assert done.stderr.count("\n") == 1
+    for flags in (os.O_WRONLY, os.O_RDWR):
+        file = os.open(tmp_path / "log", flags)
+        options = ["--log=text", f"--log-fd={file}"]
+        assert run(str(inits / "pyinit"), *options, "true", pass_fds=[file]).returncode == 0
+        os.close(file)
+    assert " ev=exit code=0 " in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("name", ["tini", "tini-static", "docker-init", "podman-init", "init"])
+def test_names_of_tini(inits: Path, name: str) -> None:
+    """Each is the same persona: exit codes, the -- behind the command, and the warning."""
+    init = str(inits / name)
+    for command, status in ((["no-such"], 127), (["/etc"], 126), (["/etc/passwd/below"], 1)):
+        assert run(init, "-s", "--", *command).returncode == status
+    done = run(init, "echo", "--", "-x")
+    assert (done.returncode, done.stdout) == (0, "-x\n")
+    assert done.stderr.startswith("[WARN  tini (") and "zombie reaping won't work" in done.stderr
+    assert run(init, "-P").returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -216,9 +249,12 @@ def test_our_variables_are_not_passed_on_and_theirs_are(inits: Path) -> None:
 
 
 def test_wrong_options_in_the_environment(inits: Path) -> None:
-    for options in ("--frob", "true", "-e"):
-        done = run(str(inits / "pyinit"), "true", env={**os.environ, "PYINIT_OPTS": options})
-        assert done.returncode == 125, options
+    for options in ("--frob", "true", "-e", "--stop=x", "--log-fd=9"):
+        for name in PERSONAS:
+            done = run(str(inits / name), "true", env={**os.environ, "PYINIT_OPTS": options})
+            assert done.returncode == (125 if name == "pyinit" else 1), (name, options)
+            assert done.stderr.count("\n") == 1
+            assert done.stderr.startswith(("PYINIT_OPTS: ", "pyinit: "))
     too_many = {**os.environ, "PYINIT_OPTS": "-w " * 100}
     assert "too many" in run(str(inits / "pyinit"), "true", env=too_many).stderr
 

@@ -18,6 +18,7 @@ from .inits import (
     PATIENCE_S,
     PERSONAS,
     PYTHON,
+    QUIET,
     children,
     eventually,
     line,
@@ -44,6 +45,22 @@ def test_stop_escalates(pyinit: str) -> None:
             assert line(process) == "ready"
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE_S) == status_code
+
+
+def test_no_time_at_all_is_at_once(pyinit: str) -> None:
+    with started(pyinit, "--stop=0", "sh", "-c", STUBBORN) as process:
+        assert line(process) == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 137
+    with started(pyinit, "--grace=0", "sh", "-c", f"({STUBBORN}) & read x; exit 5") as process:
+        assert line(process) == "ready"
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+        assert process.wait(PATIENCE_S) == 5
+        assert process.stdout is not None
+        process.stdout.read()  # ends when nobody is left
+    assert run(pyinit, "--timeout=0", "sh", "-c", "exit 3").returncode == 3  # as timeout(1): none
 
 
 def test_stop_only_on_what_it_is_about(pyinit: str) -> None:
@@ -262,11 +279,45 @@ def test_user_folder_and_variables(pyinit: str, tmp_path: Path) -> None:
         "4711", "4712", "4712 4713 4714", str(tmp_path), "3 2", "NoNewPrivs:\t1",
     ]  # fmt: skip
     assert run(pyinit, "--user=4711", "id", "-g").stdout == "4711\n"
-    done = run(pyinit, "--chdir=/nowhere", "true")
-    assert (done.returncode, "No such file" in done.stderr) == (127, True)
-    shutil.copy(pyinit, tmp_path / "copy")
-    done = run(pyinit, "--user=1:1", "--", str(tmp_path / "copy"), "--user=0:0", "true")
-    assert (done.returncode, "Operation not permitted" in done.stderr) == (126, True)
+
+
+# What cannot be arranged for the command, and what is then said.
+REFUSED = {
+    "--chdir=/nowhere": "cannot chdir to '/nowhere' (--chdir): No such file or directory; ",
+    "--chdir=/etc/passwd": "cannot chdir to '/etc/passwd' (--chdir): Not a directory; ",
+    "--user=0:0": "cannot setgroups (--user): Operation not permitted; it needs root, or CAP_",
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+@pytest.mark.parametrize("name", PERSONAS)
+def test_what_cannot_be_arranged_is_an_error_of_the_init(
+    inits: Path, tmp_path: Path, name: str, option: str
+) -> None:
+    """Said in one line, by what failed; the command, which is there, has nothing to do with it."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    shutil.copy(inits / name, tmp_path / name)
+    init = [str(tmp_path / name), *QUIET[name], "true"]
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    prefix = as_nobody if option.startswith("--user") else []
+    done = run(*prefix, *init, env={**os.environ, "PYINIT_OPTS": option})
+    assert done.returncode == (125 if name == "pyinit" else 1)
+    assert REFUSED[option] in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("setgroups", "EPERM"), ("setresgid", "EPERM"), ("setresuid", "EAGAIN")]
+)
+def test_the_call_that_was_refused_is_named(
+    pyinit: str, tmp_path: Path, call: str, error: str
+) -> None:
+    trace = ["strace", "-f", "-o", str(tmp_path / "trace"), "-e", f"trace={call}"]
+    fault = ["-e", f"inject={call}:error={error}"]
+    done = run(*trace, *fault, pyinit, "--user=4711", "true")
+    assert done.returncode == 125
+    assert f"pyinit: cannot {call} (--user): " in done.stderr
 
 
 def test_locked_it_still_works(pyinit: str) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import platform
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import plain_only
 
+from .conftest import Compiled
 from .inits import (
     NEW_PIDS,
+    ORPHANS,
     PATIENCE_S,
     PERSONAS,
     PYTHON,
@@ -25,41 +23,15 @@ from .inits import (
     children,
     eventually,
     line,
-    listening,
     queue,
-    run,
     started,
-    state,
+    tell,
 )
 
 STORM, WITH_SANITIZERS = 10000, 1000
 SIGNALS = 1000
 STARTS = 1000
-CALM_S = 0.3  # longer than the quiet after which PID 1 leaves orphans to the kernel
-# Has orphans that wait for the end of a pipe; a line on stdin, and they die at once.
-ORPHANS = """
-#include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
-int main(int count, char **words) {
-    int gate[2];
-    char byte;
-    pipe(gate);
-    if (!fork()) {
-        for (count = atoi(words[1]); count--;) {
-            if (!fork()) { close(gate[1]); read(gate[0], &byte, 1); _exit(0); }
-        }
-        _exit(0);
-    }
-    wait(0);
-    write(1, "ready\\n", 6);
-    read(0, &byte, 1);
-    close(gate[1]);
-    read(0, &byte, 1);
-    return 9;
-}
-"""
-# The same with orphans of which it learns from nobody, and who die when the first of the queued
+# Has orphans of which it learns from nobody, and who die when the first of the queued
 # signals arrives; it tells how many of those it has got, and ends on TERM.
 COUNTER = (
     RAW
@@ -90,42 +62,6 @@ while True:
             print("all", flush=True)
 """
 )
-# Tells when it and its orphans wait; then all end at once, it with the status that it is given, or
-# by that signal if it is negative.
-TOGETHER = """
-#include <signal.h>
-#include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
-int main(int count, char **words) {
-    int gate[2], end = atoi(words[1]);
-    char byte;
-    pipe(gate);
-    if (!fork()) {
-        for (count = atoi(words[2]); count--;) {
-            if (!fork()) { close(gate[1]); read(gate[0], &byte, 1); _exit(0); }
-        }
-        _exit(0);
-    }
-    wait(0);
-    write(1, "ready\\n", 6);
-    read(0, &byte, 1);
-    if (end < 0) kill(getpid(), -end);
-    _exit(end);
-}
-"""
-# Its first thread ends before another ends the process.
-LATE_THREAD = """
-#include <pthread.h>
-#include <stdlib.h>
-#include <unistd.h>
-static void *run(void *nothing) { usleep(500000); exit(5); }
-int main(void) {
-    pthread_t thread;
-    pthread_create(&thread, 0, run, 0);
-    pthread_exit(0);
-}
-"""
 # Each of so many: its child ends at once, and leaves one behind that does, too.
 DOUBLE = """
 #include <stdlib.h>
@@ -207,37 +143,13 @@ int main(void) {
 }
 """
 
-Compiled = Callable[[str], str]
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """Makes a static program of C."""
-    folder = tmp_path_factory.mktemp("storms")
-
-    def make(source: str) -> str:
-        path = folder / f"{abs(hash(source))}"
-        if not path.exists():
-            command = ["gcc", "-O1", "-w", "-static", "-x", "c", "-", "-o", str(path)]
-            subprocess.run(command, input=source, text=True, check=True, timeout=60)
-        return str(path)
-
-    return make
-
-
-def tell(process: subprocess.Popen[str]) -> None:
-    """A line on its stdin."""
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
 
 @pytest.mark.parametrize("name", PERSONAS)
 def test_orphans_that_die_at_once(
     inits: Path, name: str, compiled: Compiled, request: pytest.FixtureRequest
 ) -> None:
     count = WITH_SANITIZERS if "sanitized" in request.node.name else STORM
-    command = [*NEW_PIDS, str(inits / name), "--", compiled(ORPHANS), str(count)]
+    command = [*NEW_PIDS, str(inits / name), "--", compiled(ORPHANS.read_text()), str(count)]
     with started(*command) as process:
         assert line(process) == "ready"
         init = children(process.pid)[0]
@@ -269,67 +181,6 @@ def test_a_thousand_that_die_while_signals_arrive(inits: Path, name: str, as_pid
         assert eventually(lambda: len(children(init)) == 1)
         os.kill(init, signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 9
-
-
-def test_the_kernel_reaps_where_it_can_keep_a_status(pyinit: str) -> None:
-    """Which is seen by the pidfd; not where somebody wants to know of orphans."""
-    major, minor = platform.release().split(".")[:2]
-    can = (int(major), int(minor)) >= (6, 16)
-
-    def holds(pid: int) -> bool:
-        files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
-        return any("pidfd" in file for file in files)
-
-    with listening(pyinit, as_pid_1=True) as init:
-        assert not can or eventually(lambda: holds(init.pid))
-    for options in (["--why"], ["-w"], ["--grace=1s"], ["--wait"], ["--log=text"], ["-vv"]):
-        with listening(
-            pyinit, *options, as_pid_1=True, stderr=subprocess.DEVNULL
-        ) as init, listening(pyinit) as other:  # fmt: skip
-            calm = time.monotonic() + CALM_S
-            assert eventually(lambda: time.monotonic() > calm)  # noqa: B023
-            assert not holds(init.pid) and not holds(other.pid)
-
-
-@pytest.mark.parametrize("end", [0, 7, 255, -int(signal.SIGKILL), -int(signal.SIGTERM)])
-def test_the_status_of_a_command_that_dies_with_its_orphans(
-    inits: Path, compiled: Compiled, end: int
-) -> None:
-    """Where the kernel reaps for PID 1, it must not lose this one."""
-    command = [*NEW_PIDS, str(inits / "pyinit"), "--", compiled(TOGETHER), str(end), "100"]
-    with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(started(*command)) for _ in range(10)]
-        for process in processes:
-            assert line(process) == "ready"
-        calm = time.monotonic() + CALM_S
-        assert eventually(lambda: time.monotonic() > calm)
-        for process in processes:
-            tell(process)
-        for process in processes:
-            assert process.wait(PATIENCE_S) == (end if end >= 0 else 128 - end)
-
-
-def test_the_status_of_a_command_whose_first_thread_is_gone(
-    inits: Path, compiled: Compiled
-) -> None:
-    for prefix in ((), NEW_PIDS):
-        done = run(*prefix, str(inits / "pyinit"), "--", compiled(LATE_THREAD))
-        assert done.returncode == 5
-
-
-def test_ctrl_z_when_the_kernel_reaps(inits: Path, compiled: Compiled) -> None:
-    """A child that stops is told of, as before."""
-    command = ["setsid", str(inits / "pyinit"), "--", compiled(TOGETHER), "7", "10"]
-    with started(*NEW_PIDS, *command) as process:
-        assert line(process) == "ready"
-        calm = time.monotonic() + CALM_S
-        assert eventually(lambda: time.monotonic() > calm)
-        init = children(process.pid)[0]
-        child = children(init)[0]
-        os.kill(child, signal.SIGTSTP)
-        assert eventually(lambda: state(child) == "S")
-        tell(process)
-        assert process.wait(PATIENCE_S) == 7
 
 
 @pytest.mark.parametrize(("name", "as_pid_1"), ADOPTING)
