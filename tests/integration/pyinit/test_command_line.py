@@ -32,7 +32,7 @@ def test_every_exit_code(inits: Path, request: pytest.FixtureRequest) -> None:
     script = (
         f'for n in $(seq 0 {step} 255); do "$0" sh -c "exit $n"; [ $? = $n ] || echo "$n"; done'
     )
-    for name in PERSONAS[1:]:
+    for name in PERSONAS:
         assert run("sh", "-c", script, str(inits / name)).stdout == ""
 
 

@@ -239,19 +239,23 @@ def test_log_for_machines(pyinit: str) -> None:
     assert abs(float(str(seen[4]["t"])) - time.time()) < PATIENCE_S
 
 
+def test_the_log_tells_of_a_stop(pyinit: str) -> None:
+    options = ["--log=json", "--timeout=50ms", "--stop=50ms"]
+    done = run(pyinit, *options, "sh", "-c", "trap '' TERM; while :; do sleep 0.02; done")
+    told = [(event["ev"], event.get("sig")) for event in events(done.stderr)]
+    assert told == [
+        ("start", None), ("stop", "TERM"), ("forward", "TERM"), ("stop", "KILL"), ("reap", "KILL"),
+        ("exit", "KILL"),
+    ]  # fmt: skip
+    assert done.returncode == 124
+
+
 def test_log_as_text_and_in_any_persona(inits: Path) -> None:
     given = {**os.environ, "PYINIT_OPTS": "--log=text"}
     for name in PERSONAS:
         done = run(str(inits / name), "sh", "-c", "kill -TERM $$", env=given)
         assert " ev=exit code=143 sig=TERM core=0 " in done.stderr
         assert done.returncode == 143
-
-
-def test_why(pyinit: str) -> None:
-    said = run(pyinit, "--why", "sh", "-c", "kill -9 $$").stderr
-    assert said.startswith("pyinit: Main child was ended by SIGKILL, at most ")
-    assert said.endswith(" kB resident\n")
-    assert "exited with status 3," in run(pyinit, "--why", "sh", "-c", "exit 3").stderr
 
 
 def test_zombies(pyinit: str) -> None:

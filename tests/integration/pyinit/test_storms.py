@@ -183,6 +183,22 @@ def test_a_thousand_that_die_while_signals_arrive(inits: Path, name: str, as_pid
         assert process.wait(PATIENCE_S) == 9
 
 
+@pytest.mark.parametrize("as_pid_1", [False, True], ids=["process", "pid1"])
+@pytest.mark.parametrize("name", PERSONAS)
+def test_the_end_is_seen_in_a_stream_of_signals(inits: Path, name: str, as_pid_1: bool) -> None:
+    """The kernel hands out those before SIGCHLD, which has a higher number."""
+    command = ["sh", "-c", "trap '' HUP; echo ready; read x; exit 5"]
+    prefix = NEW_PIDS if as_pid_1 else ()
+    with started(*prefix, str(inits / name), *QUIET[name], "--", *command) as process:
+        assert line(process) == "ready"
+        init = children(process.pid)[0] if as_pid_1 else process.pid
+        stream = f"while kill -HUP {init}; do :; done"
+        with started("sh", "-c", stream, stderr=subprocess.DEVNULL) as sender:
+            tell(process)
+            assert process.wait(PATIENCE_S) == 5
+            assert sender.wait(PATIENCE_S) == 0
+
+
 @pytest.mark.parametrize(("name", "as_pid_1"), ADOPTING)
 def test_double_forks(inits: Path, name: str, compiled: Compiled, as_pid_1: bool) -> None:
     prefix = NEW_PIDS if as_pid_1 else ()

@@ -204,6 +204,8 @@ def test_as_pid_1(inits: Path, program: str, name: str) -> None:
         assert session.shows("ready")
         session.type("\x03")
         assert session.shows("got-int")
+        session.type("\x1c")
+        assert session.shows("got-quit")
         session.type("\x1a")  # nobody could resume it, so it must not stop
         session.type("hello\n")
         assert session.shows("line hello")
@@ -211,6 +213,19 @@ def test_as_pid_1(inits: Path, program: str, name: str) -> None:
         assert session.shows("size 33 97")
         session.type("end\n")
         assert session.end() == 6
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("name", PERSONAS)
+def test_hang_up_as_pid_1(inits: Path, program: str, name: str) -> None:
+    session = as_pid_1(str(inits / name), name, program)
+    try:
+        assert session.shows("ready")
+        out = Path(program).with_name("out")
+        session.hang_up()
+        assert eventually(lambda: out.exists() and out.read_text() == "got-hup\n")
+        assert session.end() in {5, 129, -int(signal.SIGHUP)}  # unshare is hung up, too
     finally:
         session.close()
 
