@@ -245,6 +245,7 @@ cdef struct Side:
     unsigned char writable
     unsigned char hung_up  # the peer has sent FIN: the next edge will not come
     unsigned char urgent  # out-of-band data cut reads short, so a short read proves nothing
+    unsigned char in_parts  # so do descriptors that come through a Unix socket
     unsigned char splices
     unsigned char cannot_splice
     unsigned char ended  # everything was read

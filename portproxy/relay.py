@@ -2048,6 +2048,7 @@ def begin_link(listener, client, peer):
     link.sender = peer[0]
     link.sides[0].fd = client
     link.sides[0].writable = True
+    link.sides[0].in_parts = peer.sin6_family == AF_UNIX
     header: cython.bint = mapping.trusted != cython.NULL and admits(mapping.trusted, peer)
     if not header and not let_in(link):
         turn_away(mapping, client)
@@ -2371,6 +2372,7 @@ def connect_backend(link):
     if mapping.spread:
         address.sin6_port = htons(ntohs(address.sin6_port) + link.offset)
     side.fd = take_socket(mapping, address.sin6_family)
+    side.in_parts = address.sin6_family == AF_UNIX
     if side.fd < 0:
         close_link(link, True, b"no-descriptor")
         return
@@ -2758,7 +2760,7 @@ def copy(side, most):
         side.short_reads = 0
     # A short read has emptied the socket, and what comes later makes an edge; a FIN or an
     # out-of-band mark that is already there does not.
-    if size < most and not side.hung_up and not side.urgent:
+    if size < most and not side.hung_up and not side.urgent and not side.in_parts:
         side.readable = False
     done: cython.ssize_t = send(other.fd, buffer, size, MSG_NOSIGNAL)
     if done < 0:
