@@ -369,7 +369,7 @@ cdef extern from "<netinet/in.h>" nogil:
     enum: IPV6_PKTINFO, IPV6_RECVPKTINFO, IPV6_TCLASS
 
 cdef extern from "<netinet/tcp.h>" nogil:
-    enum: TCP_FASTOPEN, TCP_REPAIR, TCP_USER_TIMEOUT
+    enum: TCP_CONGESTION, TCP_FASTOPEN, TCP_QUICKACK, TCP_REPAIR, TCP_USER_TIMEOUT
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char* inet_ntop(int family, const void* address, char* text, unsigned int n)

@@ -30,7 +30,8 @@ cdef enum:
     SHORT_READS = 8
     TURNS = 16  # moves of one direction before others get their turn
     EVENTS = 64
-    ACCEPTS = 64
+    ACCEPTS = 8  # ... and no more: those that are served already come first
+    SHED = 64
     FIRST_PAUSE_MS = 10
     LONGEST_PAUSE_MS = 1000
     COMPLAINT_INTERVAL_MS = 1000
@@ -71,6 +72,7 @@ cdef enum:
     IP_BIND_ADDRESS_NO_PORT = 24
     IPV6_TRANSPARENT = 75
     TCP_FASTOPEN_CONNECT = 30
+    CONGESTION_BYTES = 16
     SCTP_SNDRCV = 1
     SCTP_INITMSG = 2
     SCTP_NODELAY = 3
@@ -157,6 +159,7 @@ cdef struct Mapping:
     bint partial  # ports that cannot be opened are left out
     char* text  # what the words are parts of
     char* shown
+    bint within_host  # the engine's: from the host to a container of its own
     bint spread  # each port of a range has its own port behind it
     const char* host_text
     sockaddr_in6 host
@@ -195,6 +198,7 @@ cdef struct Mapping:
     bint has_source
     sockaddr_in6 source
     char[16] interface
+    char[CONGESTION_BYTES] congestion  # towards the container; empty: the kernel's
     Rules* access
     Rules* trusted
 
@@ -244,6 +248,7 @@ cdef struct Side:
     unsigned char readable
     unsigned char writable
     unsigned char hung_up  # the peer has sent FIN: the next edge will not come
+    unsigned char has_fin  # ... and no error: all that it will ever send is here
     unsigned char urgent  # out-of-band data cut reads short, so a short read proves nothing
     unsigned char in_parts  # so do descriptors that come through a Unix socket
     unsigned char splices
@@ -486,6 +491,9 @@ cdef bint is_any(const sockaddr_in6* address) noexcept nogil
 
 cdef void set_number(int fd, int level, int name, int value) noexcept nogil
 cdef void tune(int fd, Mapping* mapping) noexcept nogil
+cdef void choose_congestion(int fd, Mapping* mapping) noexcept nogil
+cdef void avoid_pacing(Listener* listener) noexcept nogil
+cdef bint is_loopback(const sockaddr_in6* address) noexcept nogil
 cdef void tune_sctp(int fd) noexcept nogil
 cdef int kind_of(Mapping* mapping) noexcept nogil
 cdef int new_socket(Mapping* mapping, int family) noexcept nogil
@@ -558,7 +566,7 @@ cdef void connect_failed(Link* link, int number) noexcept nogil
 cdef void leave_backend(Link* link) noexcept nogil
 cdef void count_failure(Backend* backend) noexcept nogil
 cdef void take_event(Side* side, unsigned int events) noexcept nogil
-cdef void finish_connecting(Link* link) noexcept nogil
+cdef void finish_connecting(Link* link, unsigned int events) noexcept nogil
 cdef void schedule(Link* link) noexcept nogil
 cdef long sooner(long a, long b) noexcept nogil
 cdef void link_due(Link* link) noexcept nogil

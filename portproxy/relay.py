@@ -136,12 +136,14 @@ from cython.cimports.linux import (
     SOCK_STREAM,
     SOL_SOCKET,
     SPLICE_F_NONBLOCK,
+    TCP_CONGESTION,
     TCP_FASTOPEN,
     TCP_INFO,
     TCP_KEEPCNT,
     TCP_KEEPIDLE,
     TCP_KEEPINTVL,
     TCP_NODELAY,
+    TCP_QUICKACK,
     TCP_REPAIR,
     TCP_USER_TIMEOUT,
     THIS_AUDIT,
@@ -535,6 +537,7 @@ def add_docker_mapping():
         fail()
     mapping.host_text = host_text
     mapping.ports = 1
+    mapping.within_host = True
     read_address(host_text, host_port, cython.address(mapping.host))
     read_address(container_text, container_port, cython.address(mapping.backends[0].address))
     mapping.backend_count = 1
@@ -892,6 +895,11 @@ def set_word(mapping, name, length, value):
         if strlen(value) >= cython.sizeof(mapping.interface):
             return b"no interface has so long a name"
         memcpy(mapping.interface, value, strlen(value) + 1)
+        return cython.NULL
+    if is_setting(b"congestion", name, length):
+        if strlen(value) >= cython.sizeof(mapping.congestion):
+            return b"no congestion control has so long a name"
+        memcpy(mapping.congestion, value, strlen(value) + 1)
         return cython.NULL
     if is_setting(b"source", name, length):
         mapping.has_source = read_address(value, 0, cython.address(mapping.source))
@@ -1343,6 +1351,18 @@ def is_any(address):
     return True
 
 
+def is_loopback(address):
+    """Whether it is one of the host's own that others cannot reach."""
+    four: cython.pointer(sockaddr_in) = cython.cast(cython.pointer(sockaddr_in), address)
+    at: cython.int
+    if address.sin6_family == AF_INET:
+        return cython.cast(cython.p_uchar, cython.address(four.sin_addr))[0] == 127
+    for at in range(15):
+        if address.sin6_addr.s6_addr[at] != 0:
+            return False
+    return address.sin6_addr.s6_addr[15] == 1
+
+
 # --- Listeners ---------------------------------------------------------------------------------
 
 
@@ -1368,6 +1388,32 @@ def tune(fd, mapping):
         set_number(
             fd, IPPROTO_TCP, TCP_USER_TIMEOUT, cython.cast(cython.int, mapping.user_timeout_ms)
         )
+
+
+def choose_congestion(fd, mapping):
+    """Gives a socket the congestion control of its mapping; without one it has the kernel's."""
+    if mapping.congestion[0] != 0:
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, mapping.congestion, strlen(mapping.congestion))
+
+
+def avoid_pacing(listener):
+    """Has what stays within the host sent without pacing, if that is the kernel's default.
+
+    BBR sets a timer for every few segments, which costs more than all else of a bulk transfer, and
+    there is no queue between host and container that it could spare.  A listener on a loopback
+    address has such clients too; those of others may be far away.
+    """
+    mapping: cython.pointer(Mapping) = listener.mapping
+    name: cython.char[CONGESTION_BYTES]
+    size: cython.uint = CONGESTION_BYTES
+    if mapping.congestion[0] != 0 or (
+        getsockopt(listener.fd, IPPROTO_TCP, TCP_CONGESTION, name, cython.address(size)) < 0
+    ):
+        return
+    if strncmp(name, b"bbr", 3) == 0:
+        memcpy(mapping.congestion, b"reno", 5)  # every kernel has it
+    if is_loopback(cython.address(mapping.host)):
+        choose_congestion(listener.fd, mapping)
 
 
 def tune_sctp(fd):
@@ -1470,6 +1516,8 @@ def open_listener(listener):
         tune_datagrams(listener)
         return True
     tune(listener.fd, mapping)
+    if mapping.wire == IPPROTO_TCP and mapping.within_host:
+        avoid_pacing(listener)
     if mapping.fast_open:
         set_number(listener.fd, IPPROTO_TCP, TCP_FASTOPEN, FAST_OPEN_QUEUE)
     if number_of(listener.fd, SO_ACCEPTCONN) == 0 and listen(listener.fd, BACKLOG) < 0:
@@ -1929,7 +1977,7 @@ def shed(listener):
     if reserve_fd < 0:
         return
     close(reserve_fd)
-    for _ in range(ACCEPTS):
+    for _ in range(SHED):
         client = accept4(listener.fd, cython.NULL, cython.NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
         if client < 0:
             break
@@ -2378,6 +2426,11 @@ def connect_backend(link):
         return
     mapping.backends[link.backend].connections += 1
     tune(side.fd, mapping)
+    if mapping.wire == IPPROTO_TCP:
+        # The acknowledgement that ends the handshake waits for the client's first bytes, which
+        # saves a segment and a wake-up of the container; see finish_connecting().
+        set_number(side.fd, IPPROTO_TCP, TCP_QUICKACK, 0)
+        choose_congestion(side.fd, mapping)
     place_socket(side.fd, mapping, cython.address(link.peer), address.sin6_family)
     link.phase = CONNECTS
     link.dialled_ms = loop_ms
@@ -2483,6 +2536,7 @@ def leave_backend(link):
     side.readable = False
     side.writable = False
     side.hung_up = False
+    side.has_fin = False
     side.broken = False
 
 
@@ -2504,7 +2558,7 @@ def take_event(side, events):
         return
     if link.phase == CONNECTS and side == cython.address(link.sides[1]):
         if events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
-            finish_connecting(link)
+            finish_connecting(link, events)
         if link.closed or link.phase != OPEN:
             return
     if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
@@ -2513,6 +2567,7 @@ def take_event(side, events):
         side.writable = True
     if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         side.hung_up = True
+        side.has_fin = (events & (EPOLLRDHUP | EPOLLERR)) == EPOLLRDHUP
     if events & EPOLLPRI:
         side.urgent = True
     # The first call to see a socket's error takes it away; here nothing can miss it.
@@ -2526,15 +2581,22 @@ def take_event(side, events):
         read_header(link)
 
 
-def finish_connecting(link):
+def finish_connecting(link, events):
     """The container's side has answered: either it can be used or the client is let go."""
-    number: cython.int = number_of(link.sides[1].fd, SO_ERROR)
+    number: cython.int = 0
+    if events & (EPOLLERR | EPOLLHUP):
+        number = number_of(link.sides[1].fd, SO_ERROR)
     if number != 0:
         connect_failed(link, number)
         return
     link.phase = OPEN
     link.until_ms = 0
     link.wake_ms = 0
+    # Who says nothing first may wait for a greeting: then the container must learn of it now.
+    # After a PROXY header ``readable`` says nothing about what follows.
+    silent: cython.bint = not link.sides[0].readable or link.mapping.trusted != cython.NULL
+    if silent and link.sides[0].owed == cython.NULL:
+        set_number(link.sides[1].fd, IPPROTO_TCP, TCP_QUICKACK, 1)
     link.active_ms = loop_ms
     if link.backend >= 0:
         link.mapping.backends[link.backend].failures = 0
@@ -2760,9 +2822,15 @@ def copy(side, most):
         side.short_reads = 0
     # A short read has emptied the socket, and what comes later makes an edge; a FIN or an
     # out-of-band mark that is already there does not.
-    if size < most and not side.hung_up and not side.urgent and not side.in_parts:
-        side.readable = False
-    done: cython.ssize_t = send(other.fd, buffer, size, MSG_NOSIGNAL)
+    if size < most and not side.urgent and not side.in_parts:
+        if not side.hung_up:
+            side.readable = False
+        elif side.has_fin and not side.broken:
+            # All that came before the FIN has been read: it leaves with our own.
+            side.ended = True
+    done: cython.ssize_t = send(
+        other.fd, buffer, size, MSG_NOSIGNAL | (MSG_MORE if side.ended else 0)
+    )
     if done < 0:
         if errno != EAGAIN and errno != EINTR:
             other.broken = True

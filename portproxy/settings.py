@@ -13,6 +13,7 @@ DURATION = re.compile(r"[0-9]{1,9}(ms|s|m|h)?")
 AMOUNT = re.compile(r"[0-9]{1,9}[kKMG]?")
 BACKEND = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}|[/@][!-+\--~]{1,105}")
 INTERFACE = re.compile(r"[!-~]{1,15}")
+CONGESTION = re.compile(r"[a-z0-9_]{1,15}")
 UNIT_MS = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "h": 3_600_000}
 
 # What the tool does otherwise than docker-proxy, which the relay imitates.
@@ -90,6 +91,10 @@ def _is_interface(text: str) -> bool:
     return INTERFACE.fullmatch(text) is not None
 
 
+def _is_congestion_control(text: str) -> bool:
+    return CONGESTION.fullmatch(text) is not None
+
+
 def _one_of(*words: str) -> Callable[[str], bool]:
     return lambda text: text in words
 
@@ -112,6 +117,7 @@ _KINDS: tuple[tuple[str, Callable[[str], bool], str], ...] = (
     ("access proxy_in", _is_networks, "a list of [!]ADDRESS[/BITS] or [!]all"),
     ("backends", _is_backends, "a list of up to 7 of ADDRESS:PORT or a socket's path"),
     ("interface", _is_interface, "the name of an interface"),
+    ("congestion", _is_congestion_control, "the name of a congestion control such as cubic"),
     ("reset", _one_of("propagate", "fin"), "propagate or fin"),
     ("refuse", _one_of("rst", "fin"), "rst or fin"),
     ("deny_with", _one_of("rst", "drop"), "rst or drop"),
