@@ -162,6 +162,9 @@ cdef struct Mapping:
     bint within_host  # the engine's: from the host to a container of its own
     bint spread  # each port of a range has its own port behind it
     const char* host_text
+    long drain_ms  # this and the two below are the whole process's, once the mapping is read
+    const char* log_text
+    const char* stats_path
     sockaddr_in6 host
     bint any_host
     int backend_count
@@ -446,6 +449,7 @@ cdef void print_help() noexcept nogil
 cdef void print_version() noexcept nogil
 
 cdef void add_docker_mapping() noexcept nogil
+cdef void adopt_for_all(Mapping* mapping) noexcept nogil
 cdef Mapping* new_mapping(const char* name) noexcept nogil
 cdef bint take_environment(Mapping* mapping) noexcept nogil
 cdef char* read_whole(const char* path) noexcept nogil
@@ -655,6 +659,7 @@ cdef void say_hello() noexcept nogil
 cdef char* copy_text(const char* text) noexcept nogil
 cdef int take_passed(long number) noexcept nogil
 cdef bint is_of_control(const char* word) noexcept nogil
+cdef bint is_for_all(const char* word) noexcept nogil
 cdef const char* set_of_control(Mapping* mapping, const char* word, const char* value) noexcept nogil
 cdef Mapping* read_draft(const char* text) noexcept nogil
 cdef void add_mapping(const char* text) noexcept nogil

@@ -546,6 +546,18 @@ def add_docker_mapping():
         mapping.given_fd = LISTENER_FD
     if not take_environment(mapping):
         take_settings_file(mapping)
+    adopt_for_all(mapping)
+
+
+def adopt_for_all(mapping):
+    """Has the whole process follow what one mapping, which is read to its end, says of it."""
+    global drain_ms, log_text, stats_path
+    if mapping.drain_ms > 0:
+        drain_ms = mapping.drain_ms
+    if mapping.log_text != cython.NULL:
+        log_text = mapping.log_text
+    if mapping.stats_path != cython.NULL:
+        stats_path = mapping.stats_path
 
 
 def new_mapping(name):
@@ -794,7 +806,6 @@ def set_setting(mapping, name, length, value):
 
 def duration_named(mapping, name, length):
     """Where the setting ``name`` is kept, if it is a time."""
-    global drain_ms
     if is_setting(b"connect_timeout", name, length):
         return cython.address(mapping.connect_timeout_ms)
     if is_setting(b"connect_retry", name, length):
@@ -810,7 +821,7 @@ def duration_named(mapping, name, length):
     if is_setting(b"udp_oneshot_timeout", name, length):
         return cython.address(mapping.udp_oneshot_ms)
     if is_setting(b"drain", name, length):
-        return cython.address(drain_ms)
+        return cython.address(mapping.drain_ms)
     return cython.NULL
 
 
@@ -856,12 +867,11 @@ def flag_named(mapping, name, length):
 
 def set_word(mapping, name, length, value):
     """Sets a setting that is a word or a list.  NULL, or what is wrong."""
-    global log_text, stats_path
     if is_setting(b"log", name, length):
-        log_text = value
+        mapping.log_text = value
         return cython.NULL
     if is_setting(b"stats", name, length):
-        stats_path = value
+        mapping.stats_path = value
         return cython.NULL
     if is_setting(b"reset", name, length):
         return choose(cython.address(mapping.resets_become_fins), value, b"propagate", b"fin")
@@ -1108,6 +1118,7 @@ def read_mappings():
                 say(b": ")
                 say(wrong)
                 fail()
+            adopt_for_all(mappings)
         text = following
     if mappings == cython.NULL:
         begin(mappings_path)
@@ -4087,7 +4098,13 @@ def is_of_control(word):
     """Whether a word means something here that it does not mean in a file."""
     found: cython.bint = strcmp(word, b"label") == 0 or strcmp(word, b"partial") == 0
     found = found or strcmp(word, b"listen_netns") == 0 or strcmp(word, b"backend_netns") == 0
-    return found or strcmp(word, b"log") == 0 or strcmp(word, b"stats") == 0
+    return found or is_for_all(word)
+
+
+def is_for_all(word):
+    """Whether a setting is one of the whole process."""
+    found: cython.bint = strcmp(word, b"log") == 0 or strcmp(word, b"stats") == 0
+    return found or strcmp(word, b"drain") == 0
 
 
 def set_of_control(mapping, word, value):
@@ -4098,7 +4115,7 @@ def set_of_control(mapping, word, value):
         return cython.NULL
     if strcmp(word, b"partial") == 0:
         return choose(cython.address(mapping.partial), value, b"false", b"true")
-    if strcmp(word, b"log") == 0 or strcmp(word, b"stats") == 0:
+    if is_for_all(word):
         return b"the control plane decides about this"
     fd = take_passed(whole_number(value, cython.address(at)))
     if fd < 0:
