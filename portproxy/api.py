@@ -18,6 +18,8 @@ from typing import Any
 
 MOST_BYTES = 1 << 20
 ASK_BOUND_S = 60.0
+PEER_BOUND_S = 30.0
+MOST_PEERS = 64
 CREDENTIALS = struct.Struct("3i")
 DEFAULT_PATH = "/run/portproxy/control.sock"
 Json = dict[str, Any]
@@ -34,6 +36,7 @@ class Server:
     handle: Callable[[Json], Awaitable[Json]]
     path: str = ""
     server: asyncio.AbstractServer | None = None
+    peers: int = 0
 
     async def listen(self, path: str) -> None:
         """Begins.  Raises ApiError if another service is there already."""
@@ -58,30 +61,53 @@ class Server:
                 os.unlink(self.path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError):
-            peer = writer.get_extra_info("socket").getsockopt(
-                socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size
-            )
-            _, uid, _ = CREDENTIALS.unpack(peer)
-            while line := await reader.readline():
-                if uid not in {0, os.geteuid()}:
-                    answer: Json = {"error": "only root and the service's own user may ask"}
-                else:
-                    answer = await self._answer(line)
-                writer.write(json.dumps(answer).encode() + b"\n")
-                await writer.drain()
-        writer.close()
+        self.peers += 1
+        # With a limit of 0, drain() waits until the peer has taken everything.
+        writer.transport.set_write_buffer_limits(0)
+        try:
+            await self._talk(reader, writer)
+        except (OSError, asyncio.TimeoutError):
+            # close() would wait for one who does not read what is left.
+            writer.transport.abort()
+        finally:
+            self.peers -= 1
+            writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers one peer until it has nothing more to ask, or takes too long over it."""
+        peer = writer.get_extra_info("socket").getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size
+        )
+        _, uid, _ = CREDENTIALS.unpack(peer)
+        refusal = ""
+        if uid not in {0, os.geteuid()}:
+            refusal = "only root and the service's own user may ask"
+        elif self.peers > MOST_PEERS:
+            refusal = f"{MOST_PEERS} others ask already"
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), PEER_BOUND_S)
+            except ValueError:
+                line, refusal = b"", f"a request has at most {MOST_BYTES} bytes"
+            if not line and not refusal:
+                return
+            answer = {"error": refusal} if refusal else await self._answer(line)
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await asyncio.wait_for(writer.drain(), PEER_BOUND_S)
+            if refusal:
+                return
 
     async def _answer(self, line: bytes) -> Json:
         try:
-            request = json.loads(line)
+            try:
+                request = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ApiError(f"not JSON: {error}") from None
             if not isinstance(request, dict) or not isinstance(request.get("do"), str):
                 raise ApiError('a request is an object such as {"do": "status"}')
             return await self.handle(request)
         except ApiError as error:
             return {"error": str(error)}
-        except ValueError as error:
-            return {"error": f"not JSON: {error}"}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
 

@@ -73,7 +73,7 @@ def command(context: click.Context, /, texts: tuple[str, ...], **options: object
 
 def _serve(texts: tuple[str, ...], options: Json) -> None:
     """Runs the service."""
-    from portproxy.config import Config, ConfigError, load
+    from portproxy.config import Config, ConfigError, is_endpoint, load
     from portproxy.service import Service, ServiceError
     from portproxy.spec import make
 
@@ -86,13 +86,16 @@ def _serve(texts: tuple[str, ...], options: Json) -> None:
     try:
         config = load(config_path) if config_path else Config(drain_ms=0)
         specs = [spec for text in texts for spec in make(text, each, "-p")]
+        given = {name: options[name] for name in ("user", "metrics", "access_log")}
+        given = {name: value for name, value in given.items() if value}
+        if "metrics" in given and not is_endpoint(given["metrics"]):
+            _leave(f"--metrics {given['metrics']}: give ADDRESS:PORT or a path", EXIT_USAGE)
         if options["drain"]:
-            config = replace(config, drain_ms=milliseconds(options["drain"]))
+            given["drain_ms"] = milliseconds(options["drain"])
     except (ConfigError, MappingError, SettingError) as error:
         _leave(str(error), EXIT_USAGE)
     if not specs and not config_path:
         _leave("nothing to forward; name a port, as in -p 8080:10.0.0.2:80", EXIT_USAGE)
-    given = {name: options[name] for name in ("user", "metrics", "access_log") if options[name]}
     if options["no_seccomp"]:
         given["seccomp"] = False
     config = replace(config, **given)
@@ -100,7 +103,7 @@ def _serve(texts: tuple[str, ...], options: Json) -> None:
     if path:
         Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     service = Service(
-        config, path, config_path, lambda line: click.echo(f"listening on {line}"), specs
+        config, path, config_path, lambda line: click.echo(f"listening on {line}"), specs, given
     )
     try:
         _run(service.run())

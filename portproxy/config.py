@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from portproxy.mapping import MappingError
+from portproxy.mapping import LAST_PORT, MappingError
 from portproxy.settings import SettingError, milliseconds
 from portproxy.spec import Spec, make
 
@@ -21,10 +21,11 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 TABLE = re.compile(r"\s*\[\[?\s*([A-Za-z_]+)\s*\]\]?\s*(?:#.*)?")
-KEY = re.compile(r"\s*[\"']?([A-Za-z_0-9-]+)[\"']?\s*=")
+KEY = re.compile(r"\s*(?:(defaults)\s*\.\s*)?[\"']?([A-Za-z_0-9-]+)[\"']?\s*=")
 SYNTAX = re.compile(r"\(at line (\d+), column \d+\)")
 TOP = ("user", "metrics", "access_log", "log_format", "log_sample", "drain", "seccomp", "ready")
 FORMATS = ("text", "json")
+ENDPOINT = re.compile(r"/[!-~]{1,105}|(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
 class ConfigError(ValueError):
@@ -38,7 +39,8 @@ class Config:
     ``user``: as whom the data plane runs; ``metrics``: ADDRESS:PORT or a path, empty for none;
     ``access_log``: a path or ``-``, empty for none, of which one in ``log_sample`` connections is
     written in ``log_format``; ``drain_ms``: how long connections may outlive SIGTERM or their
-    mapping; ``ready``: whether backends count for readiness.
+    mapping; ``ready``: whether backends count for readiness; ``lines``: where in the file the
+    settings before the tables stand.
     """
 
     specs: tuple[Spec, ...] = ()
@@ -50,6 +52,7 @@ class Config:
     drain_ms: int = 30_000
     seccomp: bool = True
     ready: bool = False
+    lines: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -68,14 +71,21 @@ class _Lines:
                 seen[table] += 1
                 self.places.setdefault((table, seen[table] - 1, ""), number)
             elif key := KEY.match(line):
-                place = (table, max(seen[table] - 1, 0), key.group(1))
+                place = (key.group(1) or table, max(seen[table] - 1, 0), key.group(2))
                 self.places.setdefault(place, number)
 
     def wrong(self, table: str, index: int, key: str, reason: object) -> ConfigError:
-        for place in ((table, index, key), (table, index, "")):
+        # The last one is a table that is written as a value: mapping = [{ ... }].
+        for place in ((table, index, key), (table, index, ""), ("", 0, table)):
             if place in self.places:
                 return ConfigError(f"{self.name}:{self.places[place]}: {reason}")
         return ConfigError(f"{self.name}:1: {reason}")
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether it is where metrics can be: empty, a path, or ADDRESS:PORT."""
+    match = ENDPOINT.fullmatch(text)
+    return not text or (match is not None and (not match[1] or int(match[1]) <= LAST_PORT))
 
 
 def load(path: str) -> Config:
@@ -153,6 +163,10 @@ def _top(lines: _Lines, data: dict[str, object], specs: tuple[Spec, ...]) -> Con
             expected = "a text"
         elif key == "log_format" and value not in FORMATS:
             expected = "text or json"
+        elif key == "metrics" and not is_endpoint(value):
+            expected = "ADDRESS:PORT or a path"
+        elif key in {"user", "access_log"} and not value.isprintable():
+            expected = "a text that can be printed"
         if expected:
             raise lines.wrong("", 0, key, f"{key}: {value!r} is not {expected}")
         if key == "drain":
@@ -162,4 +176,5 @@ def _top(lines: _Lines, data: dict[str, object], specs: tuple[Spec, ...]) -> Con
                 raise lines.wrong("", 0, key, f"drain: {error}") from None
         else:
             values[key] = value
+    values["lines"] = {key: lines.places.get(("", 0, key), 1) for key in data}
     return Config(specs, **values)  # type: ignore[arg-type]

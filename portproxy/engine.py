@@ -27,6 +27,11 @@ from portproxy.spec import Spec
 
 LABEL = re.compile(r" label=(\S+)$")
 Locate = Callable[[Spec], Awaitable[str]]
+Between = Callable[[dict[str, Spec]], Awaitable[None]]
+
+
+async def _nothing(_: dict[str, Spec]) -> None:
+    pass
 
 
 class EngineError(Exception):
@@ -75,13 +80,17 @@ class Engine:
                 key = unquote(label.group(1))
                 self.active[key] = Active(record["serial"], record["line"], record["port"])
 
-    async def apply(self, specs: Iterable[Spec], drain_ms: int) -> Change:
+    async def apply(
+        self, specs: Iterable[Spec], drain_ms: int, between: Between = _nothing
+    ) -> Change:
         """Serves exactly ``specs``.  Raises EngineError; then everything is as it was.
 
         Connections of what goes have ``drain_ms`` milliseconds (channel.FOREVER_MS: as they like).
+        ``between`` gets all specs, with addresses, when the new ones are open and before any goes;
+        what it raises undoes everything.
         """
         async with self.lock:
-            return await self._apply(await self._resolved(specs), drain_ms)
+            return await self._apply(await self._resolved(specs), drain_ms, between)
 
     async def _resolved(self, specs: Iterable[Spec]) -> dict[str, Spec]:
         wanted: dict[str, Spec] = {}
@@ -95,7 +104,7 @@ class Engine:
             wanted[key] = spec if spec.mapping.unix else spec.resolved(await self.locate(spec))
         return wanted
 
-    async def _apply(self, wanted: dict[str, Spec], drain_ms: int) -> Change:
+    async def _apply(self, wanted: dict[str, Spec], drain_ms: int, between: Between) -> Change:
         change = Change()
         lines: dict[str, str] = {}
         fresh: dict[str, Active] = {}
@@ -111,6 +120,7 @@ class Engine:
                     lines[key] = self._line(spec)
             for active in fresh.values():
                 await self._done(channel.start(active.serial), active.spec)
+            await between(wanted)
         except BaseException:
             await self._undo(fresh, updated)
             raise

@@ -31,6 +31,7 @@ class KernelMode:
     warn: Callable[[str], None]
     kernel: Kernel = field(default_factory=Kernel)
     placed: dict[str, list[Forward]] = field(default_factory=dict)
+    untried: dict[str, Forward] = field(default_factory=dict)  # by the title of its mapping
 
     @property
     def keys(self) -> set[str]:
@@ -72,8 +73,14 @@ class KernelMode:
         await asyncio.to_thread(forget_flows, old ^ set(flat))
         for key in sorted(set(wanted) - set(before)):
             if specs[key].mapping.protocol == "tcp":
-                for problem in await self_test(wanted[key][0]):
-                    self.warn(f"{specs[key].title}: {problem}")
+                self.untried[specs[key].title] = wanted[key][0]
+
+    async def try_out(self) -> None:
+        """Tries a connection through each mapping that is new, and says what is in its way."""
+        untried, self.untried = self.untried, {}
+        for name, forward in untried.items():
+            for problem in await self_test(forward):
+                self.warn(f"{name}: {problem}")
 
     def remove(self) -> None:
         """Takes all rules out."""

@@ -104,6 +104,9 @@ def make(publish: str, options: dict[str, object], origin: str) -> list[Spec]:
         raise SettingError(f"check: {error}") from None
     if not isinstance(own.get("partial", False), bool):
         raise SettingError(f"partial: {own['partial']!r} is not true or false")
+    name = str(own.get("name", ""))
+    if not name.isprintable():
+        raise SettingError(f"name: {name!r} has something in it that cannot be printed")
     pid = str(own.get("container_pid", ""))
     process = pid.partition(":")[0]
     if pid and not process.isdigit() and not process.startswith("/"):
@@ -113,7 +116,7 @@ def make(publish: str, options: dict[str, object], origin: str) -> list[Spec]:
             mapping,
             tuple(sorted(settings.items())),
             origin,
-            str(own.get("name", "")),
+            name,
             mode,
             check_ms,
             bool(own.get("partial", False)),
