@@ -9,15 +9,25 @@ from __future__ import annotations
 import os
 
 UNLIMITED = 2**64 - 1
+READ_BYTES = 16384
 
 
 def text(folder: str, name: str) -> str:
     """The content of a file, "" when there is none."""
     try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            return file.read().strip()
+        fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    # A file object takes ten system calls for each of some forty files.
+    try:
+        parts = []
+        while part := os.read(fd, READ_BYTES):
+            parts.append(part)
+        return b"".join(parts).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
 
 
 def number(folder: str, name: str) -> int:
