@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ class Events:
 
     def __init__(self, path: Path) -> None:
         self.address = str(path)
+        self._unanswered = 0
         self._seen: dict[str, list[tuple[str, Any]]] = {}
         self._times: dict[tuple[str, str], float] = {}
         self._news = threading.Condition()
@@ -67,6 +70,12 @@ class Events:
         """The end of ``block``."""
         self._answering.set()
 
+    def pending(self) -> int:
+        """How many events at least have been offered and not been answered, of one shim."""
+        with self._changing:
+            unread = [fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) for sock in self._connections]
+        return self._unanswered + any(map(any, unread))
+
     def of(self, container: str) -> list[tuple[str, Any]]:
         """The topics (without ``/tasks/``) and events of ``container``, in the order they came."""
         return list(self._seen.get(container, ()))
@@ -109,7 +118,9 @@ class Events:
         with connection, contextlib.suppress(OSError):
             while data := connection.recv(65536):
                 for frame in frames.feed(data):
+                    self._unanswered += 1
                     self._answering.wait()
+                    self._unanswered -= 1
                     assert isinstance(frame, framing.Frame)
                     request = codec.decode_request(frame.payload)
                     assert (request.service, request.method) == METHOD

@@ -33,10 +33,11 @@ from pyshim.ttrpc.status import Code, StatusError
 from .conftest import BOUND_S, Containerd, eventually, mounts_below, processes_of, scripts
 from .containerd import RUNC_ROOT, nothing_left
 from .fake_runtime import Gate, fake_runtime
+from .goshim import GoHost, go, module_go
 from .published import Events
 from .shim import KILLED, Container, Host, host, module_host, packed, without_pid_namespace
 
-__all__ = ["host", "module_host"]
+__all__ = ["go", "host", "module_go", "module_host"]
 
 TRUE = "/bin/true"
 SLEEP = ("/bin/sleep", "1000")
@@ -116,8 +117,16 @@ def test_38_a_shim_that_nobody_speaks_to_goes_away(host: Host) -> None:
     end_zygotes(host)
 
 
-def test_38_a_shim_whose_create_failed_goes_away(host: Host) -> None:
-    """As when the daemon dies meanwhile: one that is started again stays connected for ever."""
+def test_38_a_shim_whose_create_failed_goes_away(host: Host, go: GoHost) -> None:
+    """As when the daemon dies meanwhile: one that is started again stays connected for ever.
+
+    The Go shim stays.
+    """
+    theirs = go.container(*SLEEP)
+    with pytest.raises(StatusError):
+        theirs.create(stdout="/no/such/fifo")
+    theirs.client.close()
+    (shim,) = go.monitors()
     end_zygotes(host)
     host.env["PYSHIM_UNUSED_S"] = "2"
     try:
@@ -125,6 +134,7 @@ def test_38_a_shim_whose_create_failed_goes_away(host: Host) -> None:
         with pytest.raises(StatusError):
             container.create(stdout="/no/such/fifo")
         eventually(lambda: not host.monitors(), "the monitor has ended")
+        assert go.monitors() == [shim]
     finally:
         del host.env["PYSHIM_UNUSED_S"]
     container.client.close()
@@ -196,19 +206,39 @@ def test_39_a_delete_that_failed_succeeds_again(host: Host, tmp_path: Path) -> N
     assert container.finish().exit_status == KILLED
 
 
-def test_39_a_create_that_was_killed_leaves_no_control_group(host: Host, tmp_path: Path) -> None:
-    """Killed after it has made the groups, and before it has noted that there is a container."""
+def test_39_a_create_that_was_killed_leaves_no_control_group(
+    host: Host, go: GoHost, tmp_path: Path
+) -> None:
+    """Killed after it has made the groups, and before it has noted that there is a container.
+
+    The Go shim leaves them.
+    """
     container = host.container(*SLEEP)
-    group = f"{host.namespace}/{container.name}"
+    group = killed_in_create(container, tmp_path / "ours")
+    container.leave()
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/{group}"))
+    theirs = go.container(*SLEEP)
+    group = killed_in_create(theirs, tmp_path / "theirs")
+    theirs.client.close()
+    go.act("delete", theirs.name, "-bundle", str(theirs.bundle))
+    left = list(Path("/sys/fs/cgroup").glob(f"*/{group}"))
+    for folder in left:
+        folder.rmdir()
+    assert left
+
+
+def killed_in_create(container: Container, folder: Path) -> str:
+    """Has the runtime killed so; where the groups lie."""
+    folder.mkdir()
+    group = f"{container.host.namespace}/{container.name}"
     killed = f"mkdir -p {RUNC_ROOT}/{group}"
     for hierarchy in ("memory", "freezer", "unified"):
         killed += f"; mkdir -p /sys/fs/cgroup/{hierarchy}/{group}"
-    runtime = fake_runtime(tmp_path, before_create=f"{killed}; kill -9 $$")
+    runtime = fake_runtime(folder, before_create=f"{killed}; kill -9 $$")
     with pytest.raises(StatusError, match="exit status 137"):
         container.create(runtime=runtime)
     assert Path(f"/sys/fs/cgroup/memory/{group}").is_dir()
-    container.leave()
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/{group}"))
+    return group
 
 
 def no_stage(_container: Container) -> None:
@@ -611,6 +641,17 @@ def test_55_a_signal_ends_the_shim(
     gate.open()
     deleted(container)
     eventually(lambda: inside(host) == [], "no process is left")
+
+
+def test_55_a_signal_ends_the_go_shim_alone(go: GoHost) -> None:
+    """Its container goes on without it, until the daemon has executed `delete`."""
+    container = go.started(*SLEEP)
+    pid = container.state().pid
+    (shim,) = go.monitors()
+    os.kill(shim, signal.SIGTERM)
+    eventually(lambda: not go.monitors(), "the Go shim has ended", 20)
+    assert Path(f"/proc/{pid}").exists()
+    container.client.close()
 
 
 ORPHANS_PARENT = """

@@ -93,6 +93,19 @@ def test_a_service_with_few_descriptors(host: Host) -> None:
     container.end()
 
 
+def test_the_go_shim_with_few_descriptors(go: GoHost) -> None:
+    """The same: what cannot be done says so, and it goes on."""
+    container = go.started(*SLEEP)
+    (shim,) = go.monitors()
+    container.exec("e", "/bin/sh", "-c", "exit 3")
+    limits = allow(shim, 0)
+    with pytest.raises(StatusError, match="too many open files"):
+        container.start("e")
+    resource.prlimit(shim, resource.RLIMIT_NOFILE, limits)
+    container.delete("e")
+    assert container.run("f", "/bin/sh", "-c", "exit 4") == 4
+
+
 def test_a_monitor_without_descriptors(host: Host) -> None:
     """What a service sends then is lost; another does it, once there are some."""
     container = host.started(*SLEEP)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyshim.api import task_pb2
 from pyshim.ttrpc.status import StatusError
 from tests.integration.containerd import BOUND_S, eventually
 from tests.integration.fake_runtime import fake_runtime
@@ -22,6 +23,7 @@ __all__ = ["go", "host", "module_go", "module_host"]
 
 SLEEP = ("/bin/sleep", "1000")
 MUCH = 100_000_000
+PATIENCE_S = 3
 PRINT = f"head -c {MUCH} /dev/zero | tr '\\0' x"
 
 
@@ -79,6 +81,17 @@ def test_a_huge_log(host: Host, tmp_path: Path) -> None:
     container.end()
 
 
+def test_the_go_shim_keeps_all_that_is_printed(go: GoHost, tmp_path: Path) -> None:
+    """In its memory, and does not give it back."""
+    hook = f"test -e {tmp_path}/worked || {{ {PRINT}; {PRINT} >&2; }}; : >{tmp_path}/worked"
+    container = with_runtime(go, tmp_path, before_start=hook)
+    container.create()
+    (shim,) = go.monitors()
+    before = memory_of(shim)
+    container.start()
+    assert memory_of(shim) - before > MUCH
+
+
 # --- It leaves something -------------------------------------------------------------------------
 
 
@@ -98,6 +111,17 @@ def test_a_grandchild_that_keeps_what_it_got(host: Host, tmp_path: Path, action:
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     container.leave()
     assert output.all() == b""
+
+
+def test_the_go_shim_waits_for_a_grandchild(go: GoHost, tmp_path: Path) -> None:
+    hook = f"sh -c 'echo $$ >{tmp_path}/pid; exec sleep 1000' & true"
+    container = with_runtime(go, tmp_path, after_start=hook)
+    container.create()
+    started = container.send("Start", task_pb2.StartRequest(id=container.name))
+    with pytest.raises(TimeoutError):
+        container.client.receive(started, PATIENCE_S)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert container.receive(started, task_pb2.StartResponse).pid
 
 
 # --- It writes nonsense --------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from pyshim.api import task_pb2
 
 from .conftest import BOUND_S, eventually
 from .fifos import Reader, fifo
+from .goshim import GoHost, go, module_go
 from .shim import KILLED, Host, host, module_host
 
-__all__ = ["host", "module_host"]
+__all__ = ["go", "host", "module_go", "module_host"]
 
 SLEEP = ("/bin/sleep", "1000")
 LINES = b"a line that goes in and comes out\n" * 1000
@@ -106,3 +107,17 @@ def test_an_event_that_is_answered_late_is_told_once(host: Host) -> None:
     host.events.await_topic(container.name, "start")
     container.end()
     assert host.events.topics(container.name) == ["create", "start", "exit", "delete"]
+
+
+def test_the_go_shim_tells_it_again(go: GoHost) -> None:
+    """After five seconds, whatever became of what it has told."""
+    container = go.started(*SLEEP)
+    go.events.await_topic(container.name, "start")
+    go.events.block()
+    try:
+        container.kill()
+        container.wait()
+        eventually(lambda: go.events.pending() > 1, "the exit is offered again")
+    finally:
+        go.events.unblock()
+    eventually(lambda: len(go.events.exits(container.name)) > 1, "it is told twice")
