@@ -12,7 +12,6 @@ import errno
 import os
 import signal
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 OPTIONS = ("uidmap", "gidmap")
@@ -25,6 +24,7 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 1, 0x100000
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MOUNT_ATTR = struct.Struct("=4Q")  # set, clear, propagation, userns_fd
 LOWER = "lowerdir="
+LAYERS = ".layers"  # in a bundle
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -118,10 +118,12 @@ def bind(
 def shifted_layers(options: Sequence[str], space: int, folder: str) -> Iterator[list[str]]:
     """An overlay's ``options`` with its lower folders shifted into ``space``.
 
-    The shifted ones are mounted in a temporary folder in ``folder`` and taken away afterwards: the
-    overlay keeps them.  Raises OSError.
+    The shifted ones are mounted in a folder of their own in ``folder`` and taken away afterwards:
+    the overlay keeps them.  Raises OSError.
     """
-    base = tempfile.mkdtemp(prefix=".layers", dir=folder)
+    clear(folder)
+    base = os.path.join(folder, LAYERS)
+    os.mkdir(base, mode=0o700)
     made: list[str] = []
     try:
         changed = []
@@ -136,10 +138,22 @@ def shifted_layers(options: Sequence[str], space: int, folder: str) -> Iterator[
             changed.append(LOWER + ":".join(made))
         yield changed
     finally:
-        for path in made:
-            _libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW)
-            os.rmdir(path)
-        os.rmdir(base)
+        clear(folder)
+
+
+def clear(folder: str) -> None:
+    """Takes down what ``shifted_layers`` has in ``folder``, or has left when it was killed.
+
+    What is not there is no error.  Whoever removed the bundle would go into the layers otherwise.
+    """
+    base = os.path.join(folder, LAYERS)
+    if os.path.islink(base) or not os.path.isdir(base):
+        return
+    for name in os.listdir(base):
+        path = os.path.join(base, name)
+        _libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW)
+        os.rmdir(path)
+    os.rmdir(base)
 
 
 def _call(where: str, number: int, *arguments: int | bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -78,7 +79,7 @@ def mount_all(mounts: Sequence[Mount], rootfs: str) -> None:
         raise OSError(errno.ELOOP, "is a symlink, and must be a folder of the bundle", rootfs)
     try:
         for mount in mounts:
-            mount_one(mount, inside(rootfs, mount.target))
+            mount_one(mount, inside(rootfs, mount.target), os.path.dirname(rootfs))
     except OSError:
         unmount_all(rootfs)
         raise
@@ -111,8 +112,8 @@ def inside(rootfs: str, target: str) -> str:
     return f"{rootfs}{path.rstrip('/')}"
 
 
-def mount_one(mount: Mount, target: str) -> None:
-    """Performs one mount on the existing directory ``target``.  Raises OSError.
+def mount_one(mount: Mount, target: str, bundle: str) -> None:
+    """Performs one mount on the existing directory ``target`` in ``bundle``.  Raises OSError.
 
     ``loop`` puts a file's loop device in its place; ``uidmap=`` and ``gidmap=`` (containerd 2.0 on)
     shift the owners of a bind mount, or of an overlay's lower folders.
@@ -139,7 +140,7 @@ def mount_one(mount: Mount, target: str) -> None:
                 read_only, recursive = bool(flags & MS_RDONLY), flags & MS_REC == MS_REC
                 idmap.bind(mount.source, target, space, read_only=read_only, recursive=recursive)
             else:
-                with idmap.shifted_layers(data, space, os.path.dirname(target)) as shifted:
+                with idmap.shifted_layers(data, space, bundle) as shifted:
                     _mount(mount.source, target, mount.type, flags, shifted)
         return
     if loop:
@@ -153,7 +154,12 @@ def mount_one(mount: Mount, target: str) -> None:
 
 
 def unmount_all(rootfs: str) -> None:
-    """Takes down every mount stacked on ``rootfs`` or inside; what is not mounted is no error."""
+    """Takes down every mount stacked on ``rootfs`` or inside; what is not mounted is no error.
+
+    And what is beside it of a mount that was not completed.
+    """
+    with contextlib.suppress(OSError):  # then it is busy, or not ours
+        idmap.clear(posixpath.dirname(rootfs))
     for _ in range(MAX_STACKED_MOUNTS):
         if not _detach(rootfs):
             break

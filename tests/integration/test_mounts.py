@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyshim.api.task_pb2 import Mount
-from pyshim.runtime import mounts
+from pyshim.runtime import idmap, mounts
 from tests.integration.containerd import BOUND_S, mounts_below
 
 LAYERS = 120
@@ -223,6 +223,28 @@ def test_a_bind_with_shifted_owners(tmp_path: Path, rootfs: Path) -> None:
     assert (found.st_uid, found.st_gid) == (100000, 200000)
     with pytest.raises(OSError, match="Read-only"):
         (rootfs / "file").write_text("x")
+
+
+def test_layers_that_a_killed_service_has_left_are_taken_down(tmp_path: Path, rootfs: Path) -> None:
+    """Whoever removes the bundle would remove what is in them."""
+    layer = folder_with(tmp_path / "layer", "file")
+    left = rootfs.parent / idmap.LAYERS / "0"
+    left.mkdir(parents=True)
+    with idmap.user_namespace(dict(each.split("=") for each in MAPS), "") as space:
+        idmap.bind(str(layer), str(left), space)
+    assert mounts_below(tmp_path) == [str(left)]
+    mounts.unmount_all(str(rootfs))
+    assert mounts_below(tmp_path) == []
+    assert not left.parent.exists()
+    assert (layer / "file").exists()
+
+
+def test_a_symlink_in_the_place_of_the_layers_is_not_followed(tmp_path: Path, rootfs: Path) -> None:
+    other = tmp_path / "other"
+    (other / "empty").mkdir(parents=True)
+    (rootfs.parent / idmap.LAYERS).symlink_to(other)
+    mounts.unmount_all(str(rootfs))
+    assert (other / "empty").is_dir()
 
 
 def test_an_overlay_with_shifted_layers(tmp_path: Path, rootfs: Path) -> None:
