@@ -73,12 +73,19 @@ def host(module_host: Host) -> Iterator[Host]:
 
 
 def end_zygotes(host: Host) -> None:
-    """SIGTERM to the zygotes, so that the next test finds none."""
+    """SIGTERM to each zygote, so that the next test finds none; one may be starting just now."""
+    told: set[int] = set()
+
+    def ended() -> bool:
+        left = set(host.zygotes())
+        for pid in left - told:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        told.update(left)
+        return not left
+
     eventually(lambda: not host.services(), "the services have parked")
-    for pid in host.zygotes():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    eventually(lambda: not host.zygotes(), "the zygotes have ended")
+    eventually(ended, "the zygotes have ended")
 
 
 def everywhere(host: Host) -> str:
