@@ -276,6 +276,8 @@ cdef void write_text(int fd, const char* text) noexcept nogil
 cdef void tell_spawned() noexcept nogil
 cdef void tell_signal(siginfo_t* info) noexcept nogil
 cdef void say_sender(siginfo_t* info) noexcept nogil
+cdef void tell_rewritten(int number, int wanted) noexcept nogil
+cdef void tell_suspended() noexcept nogil
 cdef void tell_forwarded(int number, int target, long result) noexcept nogil
 cdef void tell_stop(int number) noexcept nogil
 cdef void tell_reaped(int pid, int wait_status, siginfo_t* info) noexcept nogil

@@ -1476,6 +1476,8 @@ def deliver(number, info):
         and info.si_code == SI_KERNEL
         and (stops_us or number == SIGINT or number == SIGQUIT or number == SIGWINCH)
     )
+    if wanted != number:
+        tell_rewritten(number, wanted)
     if wanted != 0 and not twice:
         send(wanted, info)
     if stop_ms and stop_on & bit(number):
@@ -1484,6 +1486,7 @@ def deliver(number, info):
         elif due_at[DUE_STOP] == 0:
             arm(DUE_STOP, stop_ms)
     if stops_us:
+        tell_suspended()
         kernel_call(SYS_kill, kernel_call(SYS_getpid), SIGSTOP)
 
 
@@ -2265,6 +2268,31 @@ def say_sender(info):
         say_number(info.si_pid)
         say(b" of user ")
         say_number(info.si_uid)
+
+
+def tell_rewritten(number, wanted):
+    """Something else is sent for a signal, or nothing; dumb-init says so."""
+    if persona != DUMB_INIT or verbosity < DEBUG:
+        return
+    begin(DEBUG)
+    say(b"Translating signal ")
+    say_number(number)
+    say(b" to ")
+    say_number(wanted)
+    say(b".")
+    print_line()
+    if wanted == 0:
+        begin(DEBUG)
+        say(b"Not forwarding signal 0 to children (ignored).")
+        print_line()
+
+
+def tell_suspended():
+    """We are about to stop with the command; only dumb-init does so."""
+    if verbosity >= DEBUG:
+        begin(DEBUG)
+        say(b"Suspending self due to TTY signal.")
+        print_line()
 
 
 def tell_forwarded(number, target, result):

@@ -10,7 +10,17 @@ import pytest
 
 import hatch_build
 
-from .inits import ORIGINALS, PERSONAS, PYTHON, QUIET, installed, line, listening, run, started
+from .inits import (
+    ORIGINALS,
+    PERSONAS,
+    PYTHON,
+    QUIET,
+    installed,
+    line,
+    listening,
+    run,
+    started,
+)
 
 VERSION = hatch_build.version()
 
@@ -257,66 +267,6 @@ def test_wrong_options_in_the_environment(inits: Path) -> None:
             assert done.stderr.startswith(("PYINIT_OPTS: ", "pyinit: "))
     too_many = {**os.environ, "PYINIT_OPTS": "-w " * 100}
     assert "too many" in run(str(inits / "pyinit"), "true", env=too_many).stderr
-
-
-@pytest.mark.parametrize("value", ["0", "1", "2", "1x", "abc", "", " 2", "-1"])
-def test_the_variable_outdoes_the_option_as_in_tini(inits: Path, value: str) -> None:
-    """It is read by atoi(3), and replaces what -v has said."""
-    env = {**os.environ, "TINI_VERBOSITY": value, "TINI_SUBREAPER": ""}
-    # tini says part of it on stdout.
-    done = [run(program, "-vvv", "true", env=env) for program in (str(inits / "tini"), "tini")]
-    ours, theirs = (each.stdout + each.stderr for each in done)
-    assert bool(ours) == bool(theirs)
-    assert ("DEBUG" in ours) == ("DEBUG" in theirs)
-
-
-@pytest.mark.parametrize(
-    ("name", "variables", "said"),
-    [
-        ("tini", {"TINI_VERBOSITY": "0"}, ""),
-        ("tini", {"TINI_SUBREAPER": ""}, ""),
-        ("tini", {}, "zombie reaping won't work"),
-        ("tini", {"TINI_VERBOSITY": "3", "TINI_SUBREAPER": ""}, "Received SIGCHLD"),
-        ("pyinit", {"TINI_VERBOSITY": "3"}, "Received SIGCHLD"),
-        ("dumb-init", {"DUMB_INIT_DEBUG": "1"}, "Child spawned with PID"),
-        ("dumb-init", {"DUMB_INIT_DEBUG": "2"}, ""),
-        ("catatonit", {"CATATONIT_DEBUG": ""}, "Received SIGCHLD"),
-    ],
-)
-def test_verbosity_by_environment(
-    inits: Path, name: str, variables: dict[str, str], said: str
-) -> None:
-    done = run(str(inits / name), "true", env={"PATH": os.environ["PATH"], **variables})
-    assert done.stdout == ""
-    assert said in done.stderr and bool(said) == bool(done.stderr)
-
-
-def test_catatonit_refuses_a_log_that_it_does_not_have(inits: Path) -> None:
-    given = {**os.environ, "CATATONIT_LOG": "x"}
-    for program in (str(inits / "catatonit"), installed("catatonit")):
-        assert run(program, "true", env=given).returncode == 1
-
-
-def test_what_dumb_init_logs(inits: Path) -> None:
-    for program in (str(inits / "dumb-init"), installed("dumb-init")):
-        said = run(program, "-v", "sh", "-c", "exit 4").stderr
-        for part in (
-            "[dumb-init] Child spawned with PID ",
-            "[dumb-init] setsid complete.\n",
-            "[dumb-init] Received signal 17.\n",
-            " exited with exit status 4.\n",
-            "[dumb-init] Forwarded signal 15 to children.\n",
-            "[dumb-init] Child exited with status 4. Goodbye.\n",
-        ):
-            assert part in said, program
-
-
-def test_reaped_orphans_are_told(inits: Path) -> None:
-    script = "echo $(sh -c '(sleep 0.05; exit 6) >&2 & echo $!'); sleep 0.5"
-    for name, extra in (("tini", ""), ("pyinit", " status=6")):
-        done = run(str(inits / name), "-s", "-w", "sh", "-c", script)
-        said = f"Reaped zombie process with pid={done.stdout.strip()}{extra}"
-        assert said in done.stderr
 
 
 EMPTY = "import ctypes, sys; ctypes.CDLL(None).execv(sys.argv[1].encode(), (ctypes.c_char_p * 1)())"
