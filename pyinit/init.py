@@ -1557,6 +1557,7 @@ def reap(info):
             # What else has died is left to whoever inherits it, unless it is to be told.
             if phase == ENDED and not warn_of_orphans:
                 return True
+            target = -1  # those who are to be waited for
         elif wait_for_last:
             final_status = status_of(wait_status)
     if exit_file:

@@ -69,6 +69,28 @@ int main(int count, char **words) {
     _exit(end);
 }
 """
+# Ends while those whom it leaves die, but for one, who is deaf to TERM and lives until it is told.
+SURVIVOR = (
+    TOGETHER.partition("int main")[0]
+    + """
+int main(void) {
+    char byte;
+    signal(SIGTERM, SIG_IGN);
+    if (!fork()) {
+        if (!fork()) {
+            write(1, "ready\\n", 6);
+            read(0, &byte, 1);
+            write(1, "late\\n", 5);
+            _exit(0);
+        }
+        _exit(0);
+    }
+    wait(0);
+    leave(300, 0);
+    _exit(7);
+}
+"""
+)
 # Its first thread ends before another ends the process.
 LATE_THREAD = """
 #include <pthread.h>
@@ -255,6 +277,24 @@ def test_the_end_of_the_command_is_seen_while_it_rains_orphans(
         assert eventually(lambda: len(children(init)) == 301)
         tell(process)
         assert process.wait(PATIENCE_S) == 7
+
+
+@pytest.mark.parametrize("option", ["--wait", "--grace=1m"])
+@pytest.mark.parametrize("as_pid_1", [False, True], ids=["process", "pid1"])
+def test_who_is_to_be_waited_for_is_waited_for_when_it_rains(
+    inits: Path, compiled: Compiled, as_pid_1: bool, option: str
+) -> None:
+    """The command ends in the rain, when only its own end is looked for."""
+    prefix = NEW_PIDS if as_pid_1 else ()
+    for _ in range(5):
+        with started(*prefix, str(inits / "pyinit"), option, "--", compiled(SURVIVOR)) as process:
+            assert line(process) == "ready"
+            init = children(process.pid)[0] if as_pid_1 else process.pid
+            assert eventually(lambda: len(children(init)) == 1)  # noqa: B023
+            assert state(children(init)[0]) in {"S", "R"}
+            tell(process)
+            assert line(process) == "late"
+            assert process.wait(PATIENCE_S) == 7
 
 
 @pytest.mark.parametrize("name", PERSONAS)
