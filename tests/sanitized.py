@@ -10,6 +10,7 @@ report in the ``reports`` folder beside its own::
 from __future__ import annotations
 
 import fcntl
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,7 @@ def shared(folder: Path) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
+            shutil.rmtree(made, ignore_errors=True)  # of one that was given up
             build(made)
             (folder / "done").touch()
     return made / "bin"
