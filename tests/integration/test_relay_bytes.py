@@ -8,10 +8,10 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.conftest import plain_only
@@ -21,6 +21,8 @@ from tests.integration.relays import BOUND_S, MIB, Forwarded, digest, eventually
 MOST_BYTES = MIB
 EXAMPLES = 30
 STALL_BOUND_KB = 1024
+# What one connection carries of the gibibyte, both ways together.
+GIBIBYTE, SHARE = 1 << 30, 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Flow:
 sizes = st.one_of(
     st.integers(0, 3), st.integers(1, 70_000), st.sampled_from([32768, 65536, MOST_BYTES])
 )
+shares = st.one_of(st.sampled_from([0, 1, SHARE]), st.integers(0, SHARE))
 flows = st.builds(
     Flow,
     size=sizes,
@@ -64,13 +67,38 @@ def crossing(request: pytest.FixtureRequest, programs: object) -> Iterator[Forwa
 def test_both_directions_whoever_closes_when(
     crossing: Forwarded, up: Flow, down: Flow, seed: int
 ) -> None:
-    if up.waits_for and down.waits_for:
-        up = Flow(up.size, up.piece, 0.0, up.closes)  # else both would wait for ever
-    if not up.closes and not down.closes:
-        down = Flow(down.size, down.piece, down.waits_for, True)
-    client, accepted = crossing.pair()
     chance = random.Random(seed)
-    sent = chance.randbytes(up.size), chance.randbytes(down.size)
+    exchange(crossing, up, down, (chance.randbytes(up.size), chance.randbytes(down.size)))
+
+
+@plain_only
+def test_a_gibibyte_whoever_closes_when(binary: str) -> None:
+    made = Forwarded(binary)
+    data = random.Random(11).randbytes(SHARE)
+    carried = 0
+
+    @settings(max_examples=GIBIBYTE // SHARE, deadline=None, database=None, phases=[Phase.generate])
+    @given(size=shares, up=flows, down=flows)
+    def carry(size: int, up: Flow, down: Flow) -> None:
+        nonlocal carried
+        up, down = replace(up, size=size), replace(down, size=SHARE - size)
+        exchange(made, up, down, (data[:size], data[size:]))
+        carried += SHARE
+
+    try:
+        carry()
+        assert carried == GIBIBYTE
+    finally:
+        made.end()
+
+
+def exchange(made: Forwarded, up: Flow, down: Flow, sent: tuple[bytes, bytes]) -> None:
+    """One connection on which the client sends the first of ``sent``, the container the second."""
+    if up.waits_for and down.waits_for:
+        up = replace(up, waits_for=0.0)  # else both would wait for ever
+    if not up.closes and not down.closes:
+        down = replace(down, closes=True)
+    client, accepted = made.pair()
     with client, accepted:
         ends = [End(client, up, sent[0], down.size), End(accepted, down, sent[1], up.size)]
         for end in ends:
