@@ -57,6 +57,7 @@ TARGETS = (
     Target("launcher_interpreter", "containerd-shim-pyshim-v2", 8192),
     Target("relay_header", "portproxy-relay", 4096),
     Target("relay_settings", "portproxy-relay", 2048, ("datagrams", "buffer")),
+    Target("relay_control", "portproxy-relay", 4096, ("datagrams", "buffer", "reply")),
     Target("pyinit_options", "pyinit", 2048),
 )
 

@@ -28,6 +28,14 @@ STATE_BYTES = 64
 SHORTEST_BYTES = 16  # a HELLO alone says nothing new
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 
+
+def commands(*told: bytes, kinds: bytes = b"") -> bytes:
+    """What harness/relay_control.c reads: the first command has descriptors of these kinds."""
+    first, *others = told
+    made = bytes([len(kinds)]) + kinds + struct.pack("<H", len(first)) + first
+    return made + b"".join(b"\0" + struct.pack("<H", len(each)) + each for each in others)
+
+
 EXAMPLES = {
     "relay_header": [
         b"PROXY TCP4 192.0.2.1 198.51.100.2 40000 443\r\nGET /",
@@ -49,6 +57,33 @@ EXAMPLES = {
         b'proxy_in = ["10.0.0.0/8"]\nproxy_out = "v2"\nmax_connections = 10k\n',
         b"\3# one\ntcp 0.0.0.0 8000-8003 172.17.0.2 80-83 reset=propagate log=journald\n"
         b"udp :: 53 fd00::2 53 udp_timeout=10s fd=5\n",
+    ],
+    "relay_control": [
+        commands(
+            b"hello 1",
+            b"add tcp 127.0.0.1 8000-8003 10.0.0.2 80-83 partial=true idle_timeout=1h label=web",
+            b"start 1",
+            b"update 1 tcp 127.0.0.1 8000-8003 10.0.0.3 80 backends=10.0.0.4:80 balance=least",
+            b"backend 1 1 down",
+            b"list 0",
+            b"connections 0",
+            b"remove 1 500",
+        ),
+        commands(
+            b"add udp :: 53 fd00::2 53 fd=0 udp_timeout=5s access=10.0.0.0/8,!all",
+            b"start 1",
+            b"closes 10",
+            b"kill 7",
+            b"drain 0",
+            kinds=b"\2",
+        ),
+        commands(
+            b"add tcp 0.0.0.0 0 /run/app.sock 0 listen_netns=0 backend_netns=1",
+            b"add tcp 0.0.0.0 1-9 @app 0 max_per_client=3 proxy_in=::1 congestion=reno",
+            b"list 0",
+            b"remove 2",
+            kinds=b"\5\5",
+        ),
     ],
     "pyinit_options": [
         b"\7tini\0-vvg\0-e\x00143:0\0-p\0SIGTERM\0--\0sh\0TINI_SUBREAPER=\0TINI_VERBOSITY=3",

@@ -19,6 +19,7 @@ SHARES = {
     "launcher_interpreter": 1,
     "relay_header": 1,
     "relay_settings": 2,
+    "relay_control": 2,
     "pyinit_options": 1,
 }
 WRONG = """

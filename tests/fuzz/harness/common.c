@@ -52,10 +52,10 @@ void *fuzz_calloc(size_t count, size_t size) {
 }
 
 void fuzz_free(void *memory) {
-  struct block *old = (struct block *)memory - 1;
   if (!memory) {
     return;
   }
+  struct block *old = (struct block *)memory - 1;
   *old->link = old->next;
   if (old->next) {
     old->next->link = old->link;
