@@ -22,7 +22,7 @@ from portproxy.dataplane import DataPlane
 from portproxy.holder import holder_of
 from portproxy.listeners import ListenerError, passed_socket, remove_unix, unix_listener
 from portproxy.mapping import endpoint
-from portproxy.namespaces import NamespaceError, open_namespace
+from portproxy.namespaces import Identity, NamespaceError, identity, identity_of, open_namespace
 from portproxy.spec import Spec
 
 LABEL = re.compile(r" label=(\S+)$")
@@ -40,12 +40,16 @@ class EngineError(Exception):
 
 @dataclass
 class Active:
-    """A mapping that the relay serves; ``spec`` is None if a former control plane asked for it."""
+    """A mapping that the relay serves; ``spec`` is None if a former control plane asked for it.
+
+    ``inside`` is the namespace of its backends, if they are in one and it is known which.
+    """
 
     serial: int
     line: str
     port: int
     spec: Spec | None = None
+    inside: Identity | None = None
 
 
 @dataclass
@@ -92,6 +96,25 @@ class Engine:
         async with self.lock:
             return await self._apply(await self._resolved(specs), drain_ms, between)
 
+    def has_moved(self) -> bool:
+        """Whether the name of a backend's namespace means another one by now.
+
+        So it is when a container has been started again.  Not for the event loop: it may look
+        through all processes.
+        """
+        return any(self._moved(self.active, known={}))
+
+    def _moved(self, keys: Iterable[str], known: dict[str, Identity | None]) -> Iterable[str]:
+        """Those of ``keys`` whose backends are elsewhere now; ``known`` is what is looked up."""
+        for key in keys:
+            active = self.active[key]
+            name = active.spec.mapping.netns if active.spec is not None else ""
+            if name:
+                if name not in known:
+                    known[name] = identity_of(name)
+                if known[name] not in {None, active.inside}:
+                    yield key
+
     async def _resolved(self, specs: Iterable[Spec]) -> dict[str, Spec]:
         wanted: dict[str, Spec] = {}
         for spec in specs:
@@ -109,12 +132,15 @@ class Engine:
         lines: dict[str, str] = {}
         fresh: dict[str, Active] = {}
         updated: list[str] = []
+        moved = set(await asyncio.to_thread(lambda: list(self._moved([*self.active], {}))))
         try:
             for key, spec in wanted.items():
                 if key not in self.active:
                     fresh[key] = await self._add(spec, change)
             for key, spec in wanted.items():
-                if key in self.active and self.active[key].line != self._line(spec):
+                if key not in self.active:
+                    continue
+                if key in moved or self.active[key].line != self._line(spec):
                     await self._update(self.active[key], spec)
                     updated.append(key)
                     lines[key] = self._line(spec)
@@ -159,9 +185,12 @@ class Engine:
     async def _add(self, spec: Spec, change: Change) -> Active:
         """Opens the ports of a spec."""
         fds: list[int] = []
+        inside: Identity | None = None
         try:
             for purpose in _purposes(spec):
                 fds.append(self._descriptor(spec, purpose))
+                if purpose == "backend_netns":
+                    inside = identity(fds[-1])
             line = self._line(spec)
             done = await self._done(channel.add(line), spec, fds)
         except (ListenerError, NamespaceError, channel.ChannelError) as error:
@@ -171,7 +200,7 @@ class Engine:
                 os.close(fd)
         for port, number in done.failed_ports():
             change.failed.append((spec.title, port, _reason(spec, port, number)))
-        return Active(done.number, line, done.other, spec)
+        return Active(done.number, line, done.other, spec, inside)
 
     async def _update(self, active: Active, spec: Spec) -> None:
         """Gives a mapping other settings and targets."""
@@ -179,13 +208,15 @@ class Engine:
         fds: list[int] = []
         try:
             # The listener stays as it is, but its word must find a descriptor.
+            inside: Identity | None = None
             for purpose in purposes:
-                reference = spec.mapping.netns or spec.mapping.listen_netns
-                if purpose == "fd":
-                    fds.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+                if purpose == "backend_netns":
+                    fds.append(open_namespace(spec.mapping.netns))
+                    inside = identity(fds[-1])
                 else:
-                    fds.append(open_namespace(reference))
+                    fds.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
             await self._done(channel.update(active.serial, self._line(spec)), spec, fds)
+            active.inside = inside
         except (NamespaceError, channel.ChannelError) as error:
             raise EngineError(_told(spec, str(error))) from error
         finally:

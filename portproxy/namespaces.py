@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAMED = ("/run/netns", "/var/run/netns")
 SHORTEST_ID = 8
+Identity = tuple[int, int]
 
 
 class NamespaceError(Exception):
@@ -21,6 +22,24 @@ def open_namespace(reference: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NamespaceError(f"cannot open namespace {reference}: {error.strerror}") from error
+
+
+def identity(fd: int) -> Identity:
+    """What tells the namespace behind a descriptor from all others that there are."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def identity_of(reference: str) -> Identity | None:
+    """The same of a name; None if there is no such namespace now."""
+    try:
+        fd = open_namespace(reference)
+    except NamespaceError:
+        return None
+    try:
+        return identity(fd)
+    finally:
+        os.close(fd)
 
 
 def path_of(reference: str) -> str:

@@ -297,8 +297,11 @@ class Service:
             if since_names_s >= NAMES_INTERVAL_S:
                 since_names_s = 0.0
                 moving += [spec for spec in specs if not spec.mapping.unix]
+            with contextlib.suppress(EngineError, NftError, DataPlaneError):
+                if await asyncio.to_thread(self.engine.has_moved) and not self.stopping:
+                    await self.change(lambda config, extra: (config, extra))
             for spec in moving:
-                with contextlib.suppress(EngineError):
+                with contextlib.suppress(EngineError, NftError, DataPlaneError):
                     if await self.locate(spec) != spec.address and not self.stopping:
                         await self.change(lambda config, extra: (config, extra))
                         break
