@@ -59,6 +59,7 @@ set_option = click.option(
 @click.option("--metrics", metavar="ADDRESS:PORT", help="Where Prometheus finds the counters.")
 @click.option("--access-log", metavar="FILE", help="One line for each connection; - is stdout.")
 @click.option("--drain", metavar="TIME", help="How long connections may outlive SIGTERM.")
+@click.option("--exit-on-idle", metavar="TIME", help="End when nobody has been there so long.")
 @click.option("--no-seccomp", is_flag=True, help="Do not filter the data plane's system calls.")
 @click.version_option(package_name="pyshim", message="portproxy %(version)s")
 @click.pass_context
@@ -90,8 +91,9 @@ def _serve(texts: tuple[str, ...], options: Json) -> None:
         given = {name: value for name, value in given.items() if value}
         if "metrics" in given and not is_endpoint(given["metrics"]):
             _leave(f"--metrics {given['metrics']}: give ADDRESS:PORT or a path", EXIT_USAGE)
-        if options["drain"]:
-            given["drain_ms"] = milliseconds(options["drain"])
+        for option, name in (("drain", "drain_ms"), ("exit_on_idle", "exit_idle_ms")):
+            if options[option]:
+                given[name] = milliseconds(options[option])
     except (ConfigError, MappingError, SettingError) as error:
         _leave(str(error), EXIT_USAGE)
     if not specs and not config_path:

@@ -23,8 +23,19 @@ else:  # pragma: no cover
 TABLE = re.compile(r"\s*\[\[?\s*([A-Za-z_]+)\s*\]\]?\s*(?:#.*)?")
 KEY = re.compile(r"\s*(?:(defaults)\s*\.\s*)?[\"']?([A-Za-z_0-9-]+)[\"']?\s*=")
 SYNTAX = re.compile(r"\(at line (\d+), column \d+\)")
-TOP = ("user", "metrics", "access_log", "log_format", "log_sample", "drain", "seccomp", "ready")
+TOP = (
+    "user",
+    "metrics",
+    "access_log",
+    "log_format",
+    "log_sample",
+    "drain",
+    "exit_on_idle",
+    "seccomp",
+    "ready",
+)
 FORMATS = ("text", "json")
+TIMES = {"drain": "drain_ms", "exit_on_idle": "exit_idle_ms"}
 ENDPOINT = re.compile(r"/[!-~]{1,105}|(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
@@ -39,7 +50,8 @@ class Config:
     ``user``: as whom the data plane runs; ``metrics``: ADDRESS:PORT or a path, empty for none;
     ``access_log``: a path or ``-``, empty for none, of which one in ``log_sample`` connections is
     written in ``log_format``; ``drain_ms``: how long connections may outlive SIGTERM or their
-    mapping; ``ready``: whether backends count for readiness; ``lines``: where in the file the
+    mapping; ``exit_idle_ms``: how long nobody may have been there before the service ends, 0 for
+    ever; ``ready``: whether backends count for readiness; ``lines``: where in the file the
     settings before the tables stand.
     """
 
@@ -50,6 +62,7 @@ class Config:
     log_format: str = "text"
     log_sample: int = 1
     drain_ms: int = 30_000
+    exit_idle_ms: int = 0
     seccomp: bool = True
     ready: bool = False
     lines: dict[str, int] = field(default_factory=dict, compare=False)
@@ -169,11 +182,11 @@ def _top(lines: _Lines, data: dict[str, object], specs: tuple[Spec, ...]) -> Con
             expected = "a text that can be printed"
         if expected:
             raise lines.wrong("", 0, key, f"{key}: {value!r} is not {expected}")
-        if key == "drain":
+        if key in TIMES:
             try:
-                values["drain_ms"] = milliseconds(str(value))
+                values[TIMES[key]] = milliseconds(str(value))
             except SettingError as error:
-                raise lines.wrong("", 0, key, f"drain: {error}") from None
+                raise lines.wrong("", 0, key, f"{key}: {error}") from None
         else:
             values[key] = value
     values["lines"] = {key: lines.places.get(("", 0, key), 1) for key in data}

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from portproxy.api import ApiError, Server
 from portproxy.config import Config, ConfigError, load
 from portproxy.dataplane import Confinement, DataPlane, DataPlaneError, adopt, start
 from portproxy.engine import Change, Engine, EngineError, look_up
+from portproxy.idleness import Idleness
 from portproxy.kernel import KernelMode
 from portproxy.listeners import passed_sockets, remove_unix
 from portproxy.namespaces import NamespaceError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:  # imported when they are needed: most instances do without
 FOLLOW_INTERVAL_S = 1.0
 NAMES_INTERVAL_S = 60.0
 LEAVE_MARGIN_S = 5.0
+LAST_MOMENT_MS = 30_000
 # What the data plane is given when it starts, and cannot be changed afterwards.
 ONCE = ("user", "seccomp")
 Wanted = tuple[Config, list[Spec]]
@@ -108,6 +111,7 @@ class Service:
             say(f"{name}: port {port} is left out: {why}")
         await self._report()
         self.tasks.append(asyncio.ensure_future(self._follow()))
+        self.tasks.append(asyncio.ensure_future(self._end_when_idle()))
         if systemd.watchdog_s():
             self.tasks.append(asyncio.ensure_future(self._feed_watchdog()))
         self.begun = True
@@ -305,6 +309,22 @@ class Service:
                     if await self.locate(spec) != spec.address and not self.stopping:
                         await self.change(lambda config, extra: (config, extra))
                         break
+
+    async def _end_when_idle(self) -> None:
+        """Ends, as after SIGTERM, when nobody has been there for as long as is configured."""
+        assert self.plane is not None
+        idleness = Idleness(time.monotonic())
+        while not self.stopping:
+            await asyncio.sleep(FOLLOW_INTERVAL_S)
+            if not self.config.exit_idle_ms:
+                continue
+            with contextlib.suppress(DataPlaneError):
+                idleness.see(await self.plane.records("list"), time.monotonic())
+            if idleness.lasts_s(time.monotonic()) >= self.config.exit_idle_ms / 1000:
+                self.stopping = True
+                systemd.notify("STOPPING=1", "STATUS=nobody has been there")
+                # Whoever comes at the last moment is served to the end.
+                await self._drain(max(self.config.drain_ms, LAST_MOMENT_MS))
 
     async def _feed_watchdog(self) -> None:
         while True:

@@ -268,3 +268,34 @@ def test_a_socket_of_systemd_by_its_name(
     # systemd-socket-activate starts the tool when the first client comes.
     eventually(reached, "the tool serves the socket of its parent")
     assert tool.stop()[0] == 0
+
+
+@plain_only
+def test_a_service_that_nobody_uses_ends_and_the_next_client_starts_another(
+    tools: Tools, backend: Echo
+) -> None:
+    """The socket outlives the tool, so that nobody who comes in between is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        options = ("--exit-on-idle", "100ms")
+        tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.port}", options=options)
+        assert tool.line().startswith("listening on 127.0.0.1:")
+        assert tool.finish() == (0, "")
+        first = ("systemd-socket-activate", "-l", f"127.0.0.1:{port}", "-E", "PATH")
+    tool = tools(f"fd:3:127.0.0.1:{backend.port}", options=options, first=first)
+
+    found: list[socket.socket] = []
+
+    def connects() -> bool:
+        with contextlib.suppress(ConnectionRefusedError):
+            found.append(socket.create_connection(("127.0.0.1", port), BOUND_S))
+        return found != []
+
+    eventually(connects, "it listens")
+    with found[0] as held:
+        assert held.recv(2) == b"it"
+        for letter in b"while somebody is there it stays":
+            held.sendall(bytes([letter]))
+            assert held.recv(1) == bytes([letter])
+        assert tool.process.poll() is None
+    assert tool.finish()[0] == 0
