@@ -84,6 +84,7 @@ wheels: setup
 bench: setup $(VENV)/.bench-packages $(VENV)/.bench-tools
 	$(BIN)/python -m bench.shim
 	$(BIN)/python -m bench.relay
+	$(BIN)/python -m bench.tool
 	$(BIN)/python -m bench.init
 
 clean:
