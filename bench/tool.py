@@ -145,7 +145,8 @@ def by_the_kernel(network: Network, rounds: int, seconds: int) -> tuple[list[flo
             "-container-port": str(HTTP_PORT),
         }
         options = [word for pair in words.items() for word in pair]
-        run_until_the_end(stack, ["nsenter", f"--net=/run/netns/{network.host}", PROXY, *options])
+        silent = ["sh", "-c", """exec "$@" 3>/dev/null""", "sh", PROXY, *options]  # its status pipe
+        run_until_the_end(stack, ["nsenter", f"--net=/run/netns/{network.host}", *silent])
         network.within(network.client, lambda: await_port(HOST_TO_CLIENT, PUBLISHED[THEIRS]))
         for number in range(rounds):
             # Who is first changes, so that neither always meets a warm or a tired host.

@@ -38,9 +38,9 @@ class KernelMode:
         """The mappings that the kernel forwards."""
         return set(self.placed)
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Removes what a crashed instance has left."""
-        for name in remove_stale():
+        for name in await asyncio.to_thread(remove_stale):
             self.warn(f"removed the nft table {name}, which a portproxy that is gone has left")
 
     async def put(self, specs: dict[str, Spec]) -> None:
@@ -82,9 +82,10 @@ class KernelMode:
             for problem in await self_test(forward):
                 self.warn(f"{name}: {problem}")
 
-    def remove(self) -> None:
+    async def remove(self) -> None:
         """Takes all rules out."""
-        self.kernel.remove()
+        if self.kernel.placed:
+            await asyncio.to_thread(self.kernel.remove)
         self.placed = {}
 
 

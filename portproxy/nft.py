@@ -1,26 +1,22 @@
 """Kernel mode: destination NAT in tables of our own, put and removed in one transaction.
 
 The rules never change: what they look up is in maps.  An instance has one table for each family,
-named for its pid; a table whose process has gone is removed by the next start.  It is written by
-``nft -f``: pyroute2 commits each of its commands by itself and cannot encode ``fib``, and
-``nft -j`` 1.0.6 crashes on a map with such keys.
+named for its pid; a table whose process has gone is removed by the next start.  What is here as
+text, for people to read, ``portproxy.nftlink`` has as messages to the kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
-import json
 import os
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from portproxy.spec import Spec
 
-NFT_BOUND_S = 20.0
 TABLE = re.compile(r"portproxy_([0-9]+)")
 FAMILIES = {4: "ip", 6: "ip6"}
 DSTNAT = -100  # nft 1.0 knows no name for it at the output hook
@@ -153,7 +149,7 @@ def _elements(some: list[str]) -> str:
 
 @dataclass
 class Kernel:
-    """The tables of this process."""
+    """The tables of this process.  Nothing of it is for an event loop's thread."""
 
     table: str = ""
     placed: bool = False
@@ -164,7 +160,12 @@ class Kernel:
     def put(self, wanted: list[Forward]) -> None:
         """Has the kernel forward exactly these.  Raises NftError; then nothing has changed."""
         if wanted or self.placed:
-            run(ruleset(self.table, wanted))
+            from portproxy import nftlink  # with pyroute2, which most instances do without
+
+            try:
+                nftlink.carry_out(nftlink.replacement(self.table, wanted))
+            except OSError as error:
+                raise NftError(_told(error)) from error
         self.placed = bool(wanted)
 
     def remove(self) -> None:
@@ -173,42 +174,12 @@ class Kernel:
             self.put([])
 
 
-def run(commands: str) -> None:
-    """Carries out commands in one transaction.  Raises NftError."""
-    program = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-    if program is None:
-        raise NftError("there is no nft on PATH; install nftables")
-    try:
-        done = subprocess.run(
-            [program, "-f", "-"],
-            input=commands.encode(),
-            capture_output=True,
-            check=False,
-            timeout=NFT_BOUND_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise NftError(f"nft has not ended in {NFT_BOUND_S:.0f} s") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["nft failed"]
-        raise NftError(f"nft: {lines[0]}")
-
-
-def stale_tables() -> list[tuple[str, str]]:
-    """(family, name) of each table whose portproxy has gone."""
-    program = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-    if program is None:
-        return []
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError, KeyError):
-        done = subprocess.run(
-            [program, "-j", "list", "tables"], capture_output=True, check=False, timeout=NFT_BOUND_S
-        )
-        tables = [each["table"] for each in json.loads(done.stdout)["nftables"] if "table" in each]
-        return [
-            (each["family"], each["name"])
-            for each in tables
-            if (match := TABLE.fullmatch(each["name"])) and not _is_portproxy(match.group(1))
-        ]
-    return []
+def _told(error: OSError) -> str:
+    if error.errno in {errno.EPERM, errno.EACCES}:
+        return "the kernel's forwarding needs CAP_NET_ADMIN"
+    if error.errno in {errno.EPROTONOSUPPORT, errno.ENOENT, errno.EOPNOTSUPP}:
+        return f"this kernel lacks a part of nftables' NAT ({error.strerror})"
+    return f"the kernel refuses the nft table: {error.strerror}"
 
 
 def _is_portproxy(pid: str) -> bool:
@@ -218,9 +189,14 @@ def _is_portproxy(pid: str) -> bool:
 
 
 def remove_stale() -> list[str]:
-    """Removes what crashed instances have left; the names of those tables."""
-    stale = stale_tables()
-    if stale:
-        with contextlib.suppress(NftError):
-            run("".join(f"delete table {family} {name}\n" for family, name in stale))
-    return [name for _, name in stale]
+    """Removes the tables whose portproxy has gone, in one transaction; their names."""
+    from portproxy import nftlink
+
+    stale: set[str] = set()
+    with contextlib.suppress(OSError):
+        for _, name in nftlink.tables():
+            match = TABLE.fullmatch(name)
+            if match and not _is_portproxy(match.group(1)):
+                stale.add(name)
+        nftlink.carry_out([m for name in sorted(stale) for m in nftlink.replacement(name, [])])
+    return sorted(stale)

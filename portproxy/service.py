@@ -105,7 +105,7 @@ class Service:
         self.engine = Engine(self.plane, self.locate, passed_sockets(os.environ))
         await self.engine.take_over()
         if any(spec.mode != "user" for spec in specs):
-            self.kernel.begin()
+            await self.kernel.begin()
         change = await self.change(lambda config, extra: (config, extra))
         for name, port, why in change.failed:
             say(f"{name}: port {port} is left out: {why}")
@@ -140,7 +140,7 @@ class Service:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         if self.health is not None:
             self.health.close()
-        self.kernel.remove()
+        await self.kernel.remove()
         if self.plane is not None:
             for key in self.engine.active if hasattr(self, "engine") else ():
                 if "/unix:" in key:
@@ -165,7 +165,7 @@ class Service:
 
     async def _drain(self, ms: int) -> None:
         assert self.plane is not None
-        self.kernel.remove()
+        await self.kernel.remove()
         with contextlib.suppress(DataPlaneError):
             await self.plane.request(channel.drain(ms))
             await asyncio.sleep(ms / 1000 + LEAVE_MARGIN_S)
