@@ -374,6 +374,38 @@ cdef extern from "<netinet/tcp.h>" nogil:
 cdef extern from "<arpa/inet.h>" nogil:
     const char* inet_ntop(int family, const void* address, char* text, unsigned int n)
 
+# --- used by the launcher for the plain start ---
+cdef extern from "<stdlib.h>" nogil:
+    long strtol(const char* text, char** end, int base)
+
+cdef extern from "<stdio.h>" nogil:
+    int rename(const char* path, const char* target)
+
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* text, size_t n, const void* part, size_t m)
+
+cdef extern from "<unistd.h>" nogil:
+    int unlink(const char* path)
+    enum: F_OK
+
+cdef extern from "<fcntl.h>" nogil:
+    ssize_t tee(int source, int target, size_t n, unsigned int flags)
+    enum: O_NOFOLLOW, O_TRUNC
+
+cdef extern from "<sys/file.h>" nogil:
+    int flock(int fd, int operation)
+    enum: LOCK_EX, LOCK_NB, LOCK_SH
+
+cdef extern from "<sys/stat.h>" nogil:
+    ctypedef struct stat_inode_t "struct stat":
+        unsigned long st_ino
+    int stat_inode "stat"(const char* path, stat_inode_t* about)
+    int chmod(const char* path, unsigned int mode)
+    int mkdir(const char* path, unsigned int mode)
+
+cdef extern from "<poll.h>" nogil:
+    enum: POLLHUP
+
 # --- used by the monitor ---
 cdef extern from "<errno.h>" nogil:
     enum: EALREADY, ECANCELED

@@ -5,6 +5,10 @@ running, and ends with the answer.  When there is no zygote it starts one; when 
 becomes a Python interpreter itself.  The monitor is started here and not by the zygote, so that it
 has containerd's cgroup, namespaces, limits and environment.
 
+The plain `start`, of a container in no group, it does itself ("Without Python" below), as
+``pyshim.bootstrap.start`` does: change both.  What it finds in any way unusual it leaves to Python,
+before it has done anything or after it has undone it; so Python alone says what is wrong.
+
 It must never write anything but the answer or one line of error: containerd reads stdout and stderr
 as one text, until everybody has closed them; so nobody else ever gets them.  What the zygote's
 child does may be repeated, so one that is killed is followed by another.  It must never touch a
@@ -21,28 +25,44 @@ from cython.cimports.linux import (
     CMSG_LEN,
     CMSG_NXTHDR,
     CMSG_SPACE,
+    EAGAIN,
+    ECONNREFUSED,
     EINTR,
     EINVAL,
     ENODEV,
     ENOENT,
     F_DUPFD_CLOEXEC,
+    F_OK,
     F_SETFD,
     FD_CLOEXEC,
+    FIONREAD,
+    LOCK_EX,
+    LOCK_NB,
+    LOCK_SH,
     MAP_FAILED,
     MAP_PRIVATE,
     MFD_CLOEXEC,
     MSG_CMSG_CLOEXEC,
     MSG_NOSIGNAL,
     O_CLOEXEC,
+    O_CREAT,
     O_DIRECTORY,
+    O_NOFOLLOW,
     O_NONBLOCK,
     O_PATH,
     O_RDONLY,
     O_RDWR,
+    O_TRUNC,
+    O_WRONLY,
+    POLLHUP,
     POLLIN,
     PROT_READ,
     PROT_WRITE,
     RLIMIT_NOFILE,
+    S_IFCHR,
+    S_IFMT,
+    S_IFREG,
+    S_ISFIFO,
     SCM_RIGHTS,
     SIG_DFL,
     SIG_SETMASK,
@@ -51,7 +71,9 @@ from cython.cimports.linux import (
     SO_PEERCRED,
     SO_SNDTIMEO,
     SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
     SOCK_SEQPACKET,
+    SOCK_STREAM,
     SOL_SOCKET,
     WEXITSTATUS,
     WIFEXITED,
@@ -63,8 +85,10 @@ from cython.cimports.linux import (
     SYS_rt_sigprocmask,
     _exit,
     access,
+    bind,
     calloc,
     chdir,
+    chmod,
     clock_gettime,
     close,
     cmsghdr,
@@ -74,18 +98,25 @@ from cython.cimports.linux import (
     errno,
     execve,
     fcntl,
+    flock,
     fork,
     fstat,
     fstat_mode,
     getcwd,
     getenv,
     geteuid,
+    getppid,
     getrlimit,
     getsockopt,
+    ioctl,
     iovec,
+    listen,
+    memcmp,
     memcpy,
     memfd_create,
+    memmem,
     memset,
+    mkdir,
     mmap,
     msghdr,
     open,
@@ -94,9 +125,11 @@ from cython.cimports.linux import (
     poll,
     pollfd,
     prctl,
+    pread,
     read,
     readlink,
     recvmsg,
+    rename,
     rlimit,
     sendmsg,
     setsid,
@@ -106,18 +139,25 @@ from cython.cimports.linux import (
     sockaddr,
     sockaddr_un,
     socket,
+    stat_inode,
+    stat_inode_t,
     stat_mode_t,
     stat_t,
+    strchr,
     strcmp,
     strerror,
     strlen,
     strrchr,
+    strtol,
     syscall,
+    tee,
     timespec,
     timeval,
     ucred,
     uint32_t,
     uint64_t,
+    umask,
+    unlink,
     waitpid,
     write,
 )
@@ -143,6 +183,9 @@ def program_main(argc, argv):
         say(b" (a file that others may write does not count)")
         return fail()
     if find_socket_path():
+        code = start_plainly(argc, argv)
+        if code >= 0:
+            return code
         begin_by = now_ms() + BEGIN_TIMEOUT_MS
         for _ in range(ZYGOTE_ATTEMPTS):
             zygote = reach_zygote()
@@ -274,6 +317,745 @@ def find_socket_path():
         cython.cast(cython.ulonglong, hashed),
     )
     return length > 0 and cython.cast(cython.size_t, length) < cython.sizeof(address.sun_path)
+
+
+# --- Without Python ------------------------------------------------------------------------------
+
+
+def start_plainly(argc, argv):
+    """`start` for a container in no group; its exit code, or NO_ANSWER when it is for Python.
+
+    As ``pyshim.bootstrap.start`` does it.  What this leaves when it is for Python, that makes too:
+    the sockets' folder, the score for the kernel's OOM killer, the file `address`.
+    """
+    listener: cython.int
+    if (
+        not parse_flags(argc, argv)
+        or not find_bundle()
+        or not is_plain_environment()
+        or not find_shim_path()
+        or not is_zygote_there()
+        or not is_plain_config()
+        or not is_plain_stdin()
+    ):
+        return NO_ANSWER
+    listener = claim()
+    if listener < 0:
+        return NO_ANSWER
+    if not write_address() or not start_plain_monitor(listener):
+        unlink(shim_url + SCHEME_BYTES)
+        close(listener)
+        return NO_ANSWER
+    close(listener)
+    # Who comes after this may die on the way; a service sees to it that we then end.
+    is_served()
+    answer.value = 0
+    return end_with(shim_url, strlen(shim_url))
+
+
+def parse_flags(argc, argv):
+    """Takes in the command line; false for any but that of a plain `start`."""
+    global flag_debug
+    at: cython.int = 1
+    name: cython.p_char
+    while at < argc and argv[at][0] == b"-":
+        name = argv[at] + (2 if argv[at][1] == b"-" else 1)
+        at += 1
+        if strcmp(name, b"debug") == 0:
+            flag_debug = True
+            continue
+        if at == argc or not take_flag(name, argv[at]):
+            return False
+        at += 1
+    return (
+        at == argc - 1
+        and strcmp(argv[at], b"start") == 0
+        and is_plain_name(flag_namespace)
+        and is_plain_name(flag_id)
+        and (flag_address == cython.NULL or flag_address[0] == 0 or is_plain_path(flag_address))
+    )
+
+
+def take_flag(name, value):
+    """Notes what a flag says; false for one that is not among a plain `start`'s."""
+    global flag_namespace, flag_id, flag_address, flag_publish_binary, flag_bundle
+    if not is_ascii(value, strlen(value)) or strlen(value) >= FLAG_BYTES:
+        return False
+    if strcmp(name, b"namespace") == 0:
+        flag_namespace = value
+    elif strcmp(name, b"id") == 0:
+        flag_id = value
+    elif strcmp(name, b"address") == 0:
+        flag_address = value
+    elif strcmp(name, b"publish-binary") == 0:
+        flag_publish_binary = value
+    elif strcmp(name, b"bundle") == 0:
+        flag_bundle = value
+    else:
+        return False
+    return True
+
+
+def is_plain_name(name):
+    """Whether it is a name by anybody's rules: letters, digits, and dots, dashes or _ inside."""
+    at: cython.size_t = 0
+    if name == cython.NULL:
+        return False
+    while name[at] != 0 and (
+        is_letter(name[at])
+        or is_digit(name[at])
+        or (at > 0 and (name[at] == b"." or name[at] == b"-" or name[at] == b"_"))
+    ):
+        at += 1
+    return at > 0 and at <= PLAIN_NAME_BYTES and name[at] == 0
+
+
+def is_plain_path(path):
+    """Whether it is absolute and has the form that it would be brought into."""
+    at: cython.size_t = 0
+    if path[0] != b"/":
+        return False
+    while path[at] != 0:
+        # No empty name, and none that begins with a dot: it may be "." or "..".
+        if path[at] == b"/" and (path[at + 1] == b"/" or path[at + 1] == b"." or path[at + 1] == 0):
+            return False
+        at += 1
+    return at < FLAG_BYTES
+
+
+def find_bundle():
+    """Fills ``bundle``; false when it is not named plainly."""
+    if flag_bundle == cython.NULL or flag_bundle[0] == 0:
+        if getcwd(bundle, PATH_BYTES) == cython.NULL or strlen(bundle) >= FLAG_BYTES:
+            return False
+        return bundle[0] == b"/" and is_ascii(bundle, strlen(bundle))
+    if not is_plain_path(flag_bundle):
+        return False
+    memcpy(bundle, flag_bundle, strlen(flag_bundle) + 1)
+    return True
+
+
+def is_plain_environment():
+    """Whether a state can hold the environment, and the interpreter can be named as it is."""
+    at: cython.size_t = 0
+    wanted: cython.p_char = getenv(b"PYSHIM_API")
+    if wanted != cython.NULL and wanted[0] != 0:
+        return False
+    while environ[at] != cython.NULL:
+        if (
+            not is_ascii(environ[at], strlen(environ[at]))
+            or strchr(environ[at], b"=") == cython.NULL
+        ):
+            return False
+        at += 1
+    return interpreter[0] == b"/" and is_ascii(interpreter, strlen(interpreter))
+
+
+def is_zygote_there():
+    """Whether somebody has its lock: one that we would have to start gets its request from us.
+
+    A connection would take one of those that wait in it.
+    """
+    fd: cython.int
+    is_locked: cython.bint
+    if access(socket_path, F_OK) != 0:
+        return False
+    if (
+        snprintf(scratch, PATH_BYTES, b"%s.lock", cython.cast(cython.p_char, socket_path))
+        >= PATH_BYTES
+    ):
+        return False
+    fd = open(scratch, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)
+    if fd < 0:
+        return False
+    is_locked = flock(fd, LOCK_SH | LOCK_NB) != 0 and errno == EAGAIN
+    close(fd)
+    return is_locked
+
+
+# --- What it reads -------------------------------------------------------------------------------
+
+
+def is_plain_config():
+    """Whether config.json is what it should be, and names no group.
+
+    A name of a group's annotation is looked for in all of the text; in one with escaped characters
+    it could not be seen.
+    """
+    about: stat_mode_t
+    size: stat_t
+    text: cython.p_char
+    length: cython.ssize_t = -1
+    fd: cython.int
+    if not join(scratch, bundle, b"config.json"):
+        return False
+    fd = open(scratch, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    if fd < 0:
+        return False
+    text = cython.NULL
+    if (
+        fstat_mode(fd, cython.address(about)) == 0
+        and (about.st_mode & S_IFMT) == S_IFREG
+        and fstat(fd, cython.address(size)) == 0
+        and size.st_size <= MAX_CONFIG_BYTES
+    ):
+        text = cython.cast(cython.p_char, calloc(1, size.st_size + 1))
+    if text != cython.NULL:
+        length = read(fd, text, size.st_size)
+    close(fd)
+    return (
+        length > 0
+        and length == size.st_size
+        and is_json(text, text + length)
+        and memmem(text, length, b"\\u", 2) == cython.NULL
+        and memmem(text, length, b"io.containerd.runc.v2.group", 27) == cython.NULL
+        and memmem(text, length, b"io.kubernetes.cri.sandbox-id", 28) == cython.NULL
+        and memmem(text, length, b"io.kubernetes.cri-o.SandboxID", 29) == cython.NULL
+    )
+
+
+def is_json(text, end):
+    """Whether a text of ASCII characters is a JSON object (RFC 8259), and nothing deep."""
+    text = skip_space(text, end)
+    if text == end or text[0] != b"{":
+        return False
+    text = skip_value(text, end, MAX_CONFIG_DEPTH)
+    return text != cython.NULL and skip_space(text, end) == end
+
+
+def skip_value(text, end, depth):
+    """Behind the value at ``text``; NULL when there is none."""
+    if text == end or depth == 0:
+        return cython.NULL
+    if text[0] == b"{" or text[0] == b"[":
+        return skip_members(text, end, depth)
+    if text[0] == b'"':
+        return skip_string(text, end)
+    if text[0] == b"t":
+        return skip_word(text, end, b"true")
+    if text[0] == b"f":
+        return skip_word(text, end, b"false")
+    if text[0] == b"n":
+        return skip_word(text, end, b"null")
+    return skip_number(text, end)
+
+
+def skip_members(text, end, depth):
+    """Behind the object or the array at ``text``; NULL when it is none."""
+    is_object: cython.bint = text[0] == b"{"
+    closing: cython.char = b"}" if is_object else b"]"
+    text = skip_space(text + 1, end)
+    if text != end and text[0] == closing:
+        return text + 1
+    while True:
+        if is_object:
+            text = skip_string(text, end)
+            if text == cython.NULL:
+                return cython.NULL
+            text = skip_space(text, end)
+            if text == end or text[0] != b":":
+                return cython.NULL
+            text = skip_space(text + 1, end)
+        text = skip_value(text, end, depth - 1)
+        if text == cython.NULL:
+            return cython.NULL
+        text = skip_space(text, end)
+        if text == end or (text[0] != b"," and text[0] != closing):
+            return cython.NULL
+        if text[0] == closing:
+            return text + 1
+        text = skip_space(text + 1, end)
+
+
+def skip_string(text, end):
+    """Behind the string at ``text``; NULL when it is none, or not of ASCII characters."""
+    if text == end or text[0] != b'"':
+        return cython.NULL
+    text += 1
+    while text != end and text[0] != b'"':
+        if text[0] == b"\\":
+            text += 1
+            if text == end or strchr(b'"\\/bfnrt', text[0]) == cython.NULL:
+                return cython.NULL
+        if cython.cast(cython.uchar, text[0]) < FIRST_PRINTABLE or not is_ascii(text, 1):
+            return cython.NULL
+        text += 1
+    return cython.NULL if text == end else text + 1
+
+
+def skip_number(text, end):
+    """Behind the number at ``text``; NULL when it is none, or longer than any in use."""
+    begun: cython.p_char = text
+    digits: cython.p_char
+    if text[0] == b"-":
+        text += 1
+    digits = text
+    text = skip_digits(text, end)
+    if text == digits or (digits[0] == b"0" and text != digits + 1):
+        return cython.NULL
+    if text != end and text[0] == b".":
+        digits = text + 1
+        text = skip_digits(digits, end)
+        if text == digits:
+            return cython.NULL
+    if text != end and (text[0] == b"e" or text[0] == b"E"):
+        text += 1
+        if text != end and (text[0] == b"+" or text[0] == b"-"):
+            text += 1
+        digits = text
+        text = skip_digits(digits, end)
+        if text == digits:
+            return cython.NULL
+    return cython.NULL if text - begun > MAX_NUMBER_BYTES else text
+
+
+def skip_digits(text, end):
+    """Behind the digits at ``text``."""
+    while text != end and is_digit(text[0]):
+        text += 1
+    return text
+
+
+def skip_space(text, end):
+    """Behind the white space at ``text``."""
+    while text != end and (
+        text[0] == b" " or text[0] == b"\n" or text[0] == b"\t" or text[0] == b"\r"
+    ):
+        text += 1
+    return text
+
+
+def skip_word(text, end, word):
+    """Behind ``word``; NULL when it is not at ``text``."""
+    while word[0] != 0 and text != end and text[0] == word[0]:
+        text += 1
+        word += 1
+    return text if word[0] == 0 else cython.NULL
+
+
+def is_letter(character):
+    """Whether it is an ASCII letter."""
+    return (character >= b"a" and character <= b"z") or (character >= b"A" and character <= b"Z")
+
+
+def is_digit(character):
+    """Whether it is an ASCII digit."""
+    return character >= b"0" and character <= b"9"
+
+
+def is_ascii(text, size):
+    """Whether all of it is."""
+    at: cython.size_t
+    for at in range(size):
+        if cython.cast(cython.uchar, text[at]) > LAST_ASCII:
+            return False
+    return True
+
+
+def is_plain_stdin():
+    """Whether stdin holds nothing, or runc's options without the one that is for `start`.
+
+    Whatever it holds stays there, for Python to read.
+    """
+    about: stat_mode_t
+    waiting: pollfd
+    size: cython.int = 0
+    if fstat_mode(0, cython.address(about)) != 0:
+        return False
+    if (about.st_mode & S_IFMT) == S_IFCHR:
+        return pread(0, answer.text, 1, 0) == 0  # /dev/null; a terminal has no offset
+    if not S_ISFIFO(about.st_mode):
+        return False
+    waiting.fd = 0
+    waiting.events = 0  # but what is always told of: that nobody can write any more
+    if poll(cython.address(waiting), 1, STDIN_TIMEOUT_MS) != 1 or not waiting.revents & POLLHUP:
+        return False
+    if ioctl(0, FIONREAD, cython.address(size)) != 0:
+        return False
+    return size == 0 or (size < TEXT_BYTES and are_plain_options(size))
+
+
+def are_plain_options(size):
+    """Whether the ``size`` bytes in stdin, a pipe, are such options (as ``dialect.parse`` has it).
+
+    An Any of two fields: the options' type and the options.
+    """
+    copy: cython.int[2]
+    found: cython.ssize_t = -1
+    if pipe2(copy, O_CLOEXEC) != 0:
+        return False
+    if tee(0, copy[1], size, 0) == size:
+        found = read(copy[0], answer.text, size)
+    close_all(copy, 2)
+    return found == size and is_any_of_options(answer.text, answer.text + size)
+
+
+def is_any_of_options(text, end):
+    """Whether it is an Any that holds runc's options, in the order in which these are written."""
+    kind: cython.p_const_char = b"containerd.runc.v1.Options"
+    length: cython.size_t = strlen(kind)
+    # 0x0a and 0x12 announce texts as the fields 1 and 2.
+    if cython.cast(cython.size_t, end - text) < length + 2 or text[0] != 0x0A or text[1] != length:
+        return False
+    if memcmp(text + 2, kind, length) != 0 or strcmp(flag_id, kind) == 0:
+        return False
+    text += length + 2
+    if text == end:
+        return True
+    if text[0] != 0x12:
+        return False
+    text = skip_number_field(text + 1, end)
+    return text != cython.NULL and number == end - text and are_options(text, end)
+
+
+def are_options(text, end):
+    """Whether it is a message Options that names no cgroup for the shim."""
+    field: uint64_t
+    while text != end:
+        text = skip_number_field(text, end)
+        if text == cython.NULL:
+            return False
+        field = number
+        text = skip_number_field(text, end)
+        if text == cython.NULL or field >> 3 == SHIM_CGROUP_FIELD:
+            return False
+        if field & 7 == 2:  # a text, behind its length
+            if number > cython.cast(uint64_t, end - text) or not is_ascii(text, number):
+                return False
+            text += number
+        elif field & 7 != 0:
+            return False
+    return True
+
+
+def skip_number_field(text, end):
+    """Behind the small varint at ``text``, which is then ``number``; NULL when it is none."""
+    global number
+    shift: cython.int
+    number = 0
+    for shift in range(0, 35, 7):
+        if text == end:
+            return cython.NULL
+        number |= cython.cast(uint64_t, text[0] & 0x7F) << shift
+        text += 1
+        if not text[-1] & 0x80:
+            return text
+    return cython.NULL
+
+
+# --- The address ---------------------------------------------------------------------------------
+
+
+def find_shim_path():
+    """Fills ``shim_url`` and ``sockets``, as ``pyshim.bootstrap.address`` computes them."""
+    named: cython.p_char = getenv(b"PYSHIM_SOCKET_DIR")
+    length: cython.size_t
+    at: cython.int
+    if named == cython.NULL or named[0] == 0:
+        named = b"/run/containerd/s"
+    length = strlen(named)
+    if named[0] != b"/" or length >= SOCKETS_BYTES:
+        return False
+    while length > 0 and named[length - 1] == b"/":
+        length -= 1
+    if length == 0 or length + 1 + DIGEST_HEX_BYTES > MAX_SOCKET_BYTES:
+        return False
+    memcpy(sockets, named, length)
+    sockets[length] = 0
+    if flag_address != cython.NULL and flag_address[0] != 0:
+        snprintf(scratch, PATH_BYTES, b"%s/%s/%s", flag_address, flag_namespace, flag_id)
+    else:
+        snprintf(scratch, PATH_BYTES, b"%s/%s", flag_namespace, flag_id)
+    digest_of(scratch, strlen(scratch))
+    snprintf(shim_url, URL_BYTES, b"unix://%s/", cython.cast(cython.p_char, sockets))
+    length = strlen(shim_url)
+    for at in range(DIGEST_WORDS):
+        snprintf(shim_url + length + 8 * at, 9, b"%08x", digest[at])
+    return True
+
+
+def digest_of(text, size):
+    """SHA-256 (FIPS 180-4) of ``text`` into ``digest``."""
+    at: cython.size_t = 0
+    rest: cython.size_t
+    block: cython.uchar[64]
+    bits: uint64_t = cython.cast(uint64_t, size) * 8
+    byte: cython.int
+    memcpy(digest, SHA256_FIRST, cython.sizeof(digest))
+    while size - at >= BLOCK_BYTES:
+        add_block(cython.cast(cython.p_const_uchar, text + at))
+        at += BLOCK_BYTES
+    rest = size - at
+    memset(block, 0, BLOCK_BYTES)
+    memcpy(block, text + at, rest)
+    block[rest] = 0x80
+    if rest >= BLOCK_BYTES - 8:
+        add_block(block)
+        memset(block, 0, BLOCK_BYTES)
+    for byte in range(8):
+        block[BLOCK_BYTES - 1 - byte] = (bits >> (8 * byte)) & 0xFF
+    add_block(block)
+
+
+def add_block(block):
+    """One round of the hash over 64 bytes; names as in the standard."""
+    w: uint32_t[64]
+    v: uint32_t[8]
+    t: cython.int
+    s0: uint32_t
+    s1: uint32_t
+    t1: uint32_t
+    t2: uint32_t
+    for t in range(16):
+        w[t] = (
+            cython.cast(uint32_t, block[4 * t]) << 24
+            | cython.cast(uint32_t, block[4 * t + 1]) << 16
+            | cython.cast(uint32_t, block[4 * t + 2]) << 8
+            | block[4 * t + 3]
+        )
+    for t in range(16, 64):
+        s0 = rotated(w[t - 15], 7) ^ rotated(w[t - 15], 18) ^ (w[t - 15] >> 3)
+        s1 = rotated(w[t - 2], 17) ^ rotated(w[t - 2], 19) ^ (w[t - 2] >> 10)
+        w[t] = w[t - 16] + s0 + w[t - 7] + s1
+    memcpy(v, digest, cython.sizeof(digest))
+    for t in range(64):
+        s1 = rotated(v[4], 6) ^ rotated(v[4], 11) ^ rotated(v[4], 25)
+        t1 = v[7] + s1 + ((v[4] & v[5]) ^ (~v[4] & v[6])) + SHA256_ROUNDS[t] + w[t]
+        s0 = rotated(v[0], 2) ^ rotated(v[0], 13) ^ rotated(v[0], 22)
+        t2 = s0 + ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]))
+        v[7], v[6], v[5] = v[6], v[5], v[4]
+        v[4] = v[3] + t1
+        v[3], v[2], v[1] = v[2], v[1], v[0]
+        v[0] = t1 + t2
+    for t in range(DIGEST_WORDS):
+        digest[t] += v[t]
+
+
+def rotated(word, count):
+    """``word``, rotated to the right."""
+    return (word >> count) | (word << (32 - count))
+
+
+# --- What it makes -------------------------------------------------------------------------------
+
+
+def claim():
+    """A listener at the address; -1 when another may be there, or it cannot be made.
+
+    The sockets' folder is locked meanwhile, as by ``pyshim.bootstrap.start``.
+    """
+    folder: cython.int
+    listener: cython.int = -1
+    previous: cython.uint = umask(UMASK_PRIVATE)
+    mkdir(sockets, MODE_FOLDER)
+    folder = open(sockets, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    if folder >= 0:
+        # Who has to wait for it waits in Python.
+        if flock(folder, LOCK_EX | LOCK_NB) == 0 and not is_served():
+            unlink(shim_url + SCHEME_BYTES)
+            listener = listen_there()
+        close(folder)
+    umask(previous)
+    return listener
+
+
+def is_served():
+    """Whether somebody accepts connections at the address, or may do so."""
+    served: cython.bint
+    fd: cython.int = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
+    if fd < 0:
+        return True
+    served = at_address(fd, True) == 0 or (errno != ENOENT and errno != ECONNREFUSED)
+    close(fd)
+    return served
+
+
+def listen_there():
+    """A listener at the address, which is for us alone; or -1, with nothing left."""
+    fd: cython.int = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return -1
+    if at_address(fd, False) == 0:
+        if chmod(shim_url + SCHEME_BYTES, MODE_PRIVATE) == 0 and listen(fd, BACKLOG) == 0:
+            return fd
+        unlink(shim_url + SCHEME_BYTES)
+    close(fd)
+    return -1
+
+
+def at_address(fd, is_client):
+    """Connects or binds ``fd``; 0 when that could be done, and else errno is set."""
+    address: sockaddr_un
+    where: cython.pointer(sockaddr)
+    memset(cython.address(address), 0, cython.sizeof(sockaddr_un))
+    address.sun_family = AF_UNIX
+    memcpy(address.sun_path, shim_url + SCHEME_BYTES, strlen(shim_url + SCHEME_BYTES))
+    where = cython.cast(cython.pointer(sockaddr), cython.address(address))
+    if is_client:
+        return connect(fd, where, cython.sizeof(sockaddr_un))
+    return bind(fd, where, cython.sizeof(sockaddr_un))
+
+
+def write_address():
+    """Writes the bundle's file `address`, whole or not at all; whether that could be done.
+
+    Before the monitor starts, so that a cleanup after a crash can find the socket.
+    """
+    previous: cython.uint
+    fd: cython.int
+    size: cython.ssize_t = strlen(shim_url)
+    done: cython.ssize_t
+    if not join(draft, bundle, b".address") or not join(scratch, bundle, b"address"):
+        return False
+    previous = umask(UMASK_PRIVATE)
+    fd = open(draft, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, MODE_PRIVATE)
+    umask(previous)
+    if fd < 0:
+        return False
+    done = write(fd, shim_url, size)
+    close(fd)
+    if done == size and rename(draft, scratch) == 0:
+        return True
+    unlink(draft)
+    return False
+
+
+def start_plain_monitor(listener):
+    """Starts a monitor with its first state; whether it runs."""
+    arguments: cython.p_char[6]
+    end: cython.p_char
+    state: cython.int
+    pid: cython.int
+    memcpy(scratch, interpreter, strlen(interpreter) + 1)
+    end = strrchr(scratch, b"/")
+    end[0] = 0
+    if not join(draft, scratch, b"pyshim-monitor") or access(draft, X_OK) != 0:
+        return False
+    raise_oom_score()
+    state = write_state()
+    if state < 0:
+        return False
+    arguments[0] = draft
+    arguments[1] = cython.cast(cython.p_char, b"--zygote")
+    arguments[2] = socket_path
+    arguments[3] = cython.cast(cython.p_char, b"--python")
+    arguments[4] = interpreter
+    arguments[5] = cython.NULL
+    pid = spawn(bundle, arguments, environ, listener, state)
+    close(state)
+    return pid > 0
+
+
+def raise_oom_score():
+    """Makes us, and by that the monitor, one point better to kill than containerd.
+
+    Not permitted in user namespaces; then it stays as it is.
+    """
+    size: cython.ssize_t
+    score: cython.long
+    fd: cython.int
+    snprintf(scratch, PATH_BYTES, b"/proc/%d/oom_score_adj", getppid())
+    fd = open(scratch, O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return
+    size = read(fd, scratch, PATH_BYTES - 1)
+    close(fd)
+    if size <= 0:
+        return
+    scratch[size] = 0
+    score = strtol(scratch, cython.NULL, 10) + 1
+    if score > MAX_OOM_SCORE:
+        score = MAX_OOM_SCORE
+    fd = open(b"/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC)
+    if fd >= 0:
+        snprintf(scratch, PATH_BYTES, b"%ld", score)
+        write(fd, scratch, strlen(scratch))
+        close(fd)
+
+
+def write_state():
+    """A memfd with the first state (``api/state.proto``); or -1."""
+    about: stat_inode_t
+    equals: cython.p_char
+    size: cython.size_t
+    at: cython.size_t = 0
+    fd: cython.int
+    done: cython.bint
+    if stat_inode(shim_url + SCHEME_BYTES, cython.address(about)) != 0:
+        return -1
+    fd = memfd_create(b"pyshim", MFD_CLOEXEC)
+    if fd < 0:
+        return -1
+    done = put_integer(fd, 1, STATE_VERSION) and put_text(fd, 2, flag_namespace)
+    done = done and put_text(fd, 3, flag_id) and put_text(fd, 4, bundle)
+    done = done and put_text(fd, 5, flag_address) and put_events_address(fd)
+    done = done and put_text(fd, 7, flag_publish_binary) and put_integer(fd, 8, flag_debug)
+    done = done and put_text(fd, 9, shim_url + SCHEME_BYTES) and put_integer(fd, 19, about.st_ino)
+    while done and environ[at] != cython.NULL:
+        equals = strchr(environ[at], b"=")
+        size = equals - environ[at]
+        # An entry of the map: name and value are its fields 1 and 2.
+        done = put_head(fd, 10, fields_size(size) + fields_size(strlen(equals + 1)))
+        done = done and put_head(fd, 1, size) and put(fd, environ[at], size)
+        size = strlen(equals + 1)
+        done = done and put_head(fd, 2, size) and put(fd, equals + 1, size)
+        at += 1
+    if not done or not flush(fd):
+        close(fd)
+        return -1
+    return fd
+
+
+def put_events_address(fd):
+    """Where events go: beside the daemon's socket, unless the environment says it."""
+    named: cython.p_char = getenv(b"TTRPC_ADDRESS")
+    if named != cython.NULL and named[0] != 0:
+        return put_text(fd, 6, named)
+    if flag_address == cython.NULL or flag_address[0] == 0:
+        return True
+    return (
+        put_head(fd, 6, strlen(flag_address) + 6)
+        and put(fd, flag_address, strlen(flag_address))
+        and put(fd, b".ttrpc", 6)
+    )
+
+
+def put_text(fd, field, text):
+    """A text, unless it is empty, as a field of a message of protobuf."""
+    if text == cython.NULL or text[0] == 0:
+        return True
+    return put_head(fd, field, strlen(text)) and put(fd, text, strlen(text))
+
+
+def put_integer(fd, field, value):
+    """An integer, unless it is 0, likewise."""
+    return value == 0 or (put_varint(fd, field << 3) and put_varint(fd, value))
+
+
+def put_head(fd, field, size):
+    """What precedes the ``size`` bytes of a text or of a message."""
+    return put_varint(fd, field << 3 | 2) and put_varint(fd, size)
+
+
+def put_varint(fd, value):
+    """A number, seven bits to a byte."""
+    byte: cython.char
+    while value >= 0x80:
+        byte = cython.cast(cython.char, value & 0x7F | 0x80)
+        if not put(fd, cython.address(byte), 1):
+            return False
+        value >>= 7
+    byte = cython.cast(cython.char, value)
+    return put(fd, cython.address(byte), 1)
+
+
+def fields_size(size):
+    """How many bytes a text of ``size`` bytes takes as one of the first fields."""
+    total: cython.size_t = 2 + size
+    while size >= 0x80:
+        size >>= 7
+        total += 1
+    return total
 
 
 # --- The zygote ----------------------------------------------------------------------------------
