@@ -31,11 +31,10 @@ from pyshim.service.migrations import StateError
 from pyshim.service.server import Server
 from pyshim.service.store import Store
 from pyshim.service.task import Task
-from pyshim.zygote.spares import FREE_AGAIN
 
 PARK_DELAY_S = settings.seconds("PYSHIM_PARK_DELAY_S", 1)
 # Who asks for statistics alone has nothing more to say until its next round.
-GLANCE_S = 0.0
+GLANCE_S = min(0.1, PARK_DELAY_S)
 # containerd says Create as soon as it has an answer to `start`.
 UNUSED_S = settings.seconds("PYSHIM_UNUSED_S", 60)
 DUMP_TIMEOUT_S = 10
@@ -61,8 +60,6 @@ class Activation:
         self.server = Server(self.store, self.task.handle)
         self.task.server = self.server
         self.quit_at = 0.0
-        self.is_parked = False
-        self.is_elsewhere = False  # in the mount namespace of a monitor
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.store.link = Link(sock, self._received, self.ended.set, self._cut_off)
@@ -82,22 +79,8 @@ class Activation:
         parking = asyncio.create_task(self._park_when_idle())
         await asyncio.wait({parking, ended}, return_when=asyncio.FIRST_COMPLETED)
 
-    @property
-    def was_glance(self) -> bool:
-        """Whether it has answered nothing but Stats: then nothing of it is left in this process."""
-        return self.is_parked and not self.is_elsewhere and self.server.methods == {"Stats"}
-
-    async def end(self) -> None:
-        """The end of a life that is not that of its process."""
-        running = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=DUMP_TIMEOUT_S)
-        self.close()
-
     def close(self) -> None:
-        """Lets go of every descriptor."""
+        """Lets go of every descriptor; only a rehearsal ends before its process does."""
         self.server.close()
         self.store.link.close()
         for fd in self.store.held.values():
@@ -148,7 +131,7 @@ class Activation:
             size = os.fstat(fd).st_size
             self.store.state.ParseFromString(os.pread(fd, size, 0))
             os.close(fd)
-        self.is_elsewhere = join_mounts_of(self.store.monitor_pid)
+        join_mounts_of(self.store.monitor_pid)
         state = self.store.state
         self.store.log = Log(state.bundle, Level.DEBUG if state.debug else Level.INFO)
         self.store.log.debug("service activated", id=state.id, pid=os.getpid())
@@ -278,7 +261,6 @@ class Activation:
                 # Never parks: over API 3 nobody may ever come again to say Shutdown (#13958).
                 left = self._last + SHARED_IDLE_S - self._now()
             elif left <= 0 and await self._park():
-                self.is_parked = True
                 return
             await self._nap(max(left, 0.01))
 
@@ -343,22 +325,21 @@ class Activation:
         return error == 0
 
 
-def join_mounts_of(pid: int) -> bool:
-    """Enters the mount namespace of ``pid`` (setns(2)); whether it is another.
+def join_mounts_of(pid: int) -> None:
+    """Enters the mount namespace of ``pid`` where it is another (setns(2)).
 
     The zygote may have been started by a containerd in another namespace; paths must mean what
     they mean to the monitor.  Raises OSError.
     """
     theirs = f"/proc/{pid}/ns/mnt"
     if os.stat(theirs).st_ino == os.stat("/proc/self/ns/mnt").st_ino:
-        return False
+        return
     fd = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(fd, CLONE_NEWNS):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), theirs)
     os.close(fd)
-    return True
 
 
 def prepare() -> asyncio.AbstractEventLoop:
@@ -373,21 +354,15 @@ def prepare() -> asyncio.AbstractEventLoop:
 def main(sock: socket.socket, home: str = "", loop: asyncio.AbstractEventLoop | None = None) -> int:
     """Serves over the channel ``sock`` until parked; returns the exit code.
 
-    ``home`` is as for Activation, ``loop`` one that ``prepare`` has made in this process.  With
-    such a one, FREE_AGAIN is returned when the process may serve again.
+    ``home`` is as for Activation, ``loop`` one that ``prepare`` has made in this process.
     """
     # Whatever the monitor holds comes here too, and a burst of execs needs some for each.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    may_serve_again = loop is not None
     loop = loop or prepare()
     asyncio.set_event_loop(loop)
     try:
-        life = Activation(sock, home)
-        loop.run_until_complete(life.run())
-        if may_serve_again and life.was_glance:
-            loop.run_until_complete(life.end())
-            return FREE_AGAIN
+        loop.run_until_complete(Activation(sock, home).run())
     except (OSError, asyncio.TimeoutError, channel.ChannelError) as error:
         print(f"pyshim service: {error}", file=sys.stderr)
         return 1

@@ -241,7 +241,7 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
     if gone >= 0:
         poller.register(gone, select.POLLIN)
     ours_alone = [listener.fileno(), lock, gone]
-    family = Family(path, ours_alone, spares.Spares(spares.wanted(), poller))
+    family = Family(path, ours_alone, spares.Spares(spares.wanted()))
     while is_ours(path, ours):
         lacking = family.spares.lacking
         ready = poller.poll(min(idle_ms, spares.REFILL_MS) if lacking else idle_ms)
@@ -257,8 +257,6 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
                         return
                     if not family.spares.give(connection):
                         family.fork(connection)
-            for fd, _ in ready:
-                family.spares.heard(fd)
         except OSError:
             # Without a descriptor what waits still waits; without a process it is done elsewhere.
             time.sleep(NO_RESOURCES_PAUSE_S)
@@ -311,28 +309,19 @@ def become_child(end: socket.socket, path: str, *, is_spare: bool) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(0o022)
         os.setsid()
-        code = live_often(end, path) if is_spare else answer(end, path)
+        loop = None
+        if is_spare:
+            spares.rename(spares.NAME)
+            rehearse()
+            with contextlib.suppress(ImportError):
+                loop = importlib.import_module("pyshim.service.activation").prepare()
+            end = spares.await_connection(end)
+        code = answer(end, path, loop)
     except BaseException as error:  # whatever it is, nobody above us may see it
         with contextlib.suppress(OSError):
             os.write(2, f"pyshim: {type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(code)
-
-
-def live_often(end: socket.socket, path: str) -> int:
-    """A spare's lives: the first, and others after it for as long as they leave nothing behind."""
-    rehearse()
-    loop = None
-    with contextlib.suppress(ImportError):
-        loop = importlib.import_module("pyshim.service.activation").prepare()
-    before = spares.open_files()
-    for _ in range(spares.LIVES):
-        code = answer(spares.await_connection(end), path, loop)
-        if code != spares.FREE_AGAIN:
-            return code
-        if spares.open_files() != before or not spares.come_back(end):
-            break
-    return 0
 
 
 def answer(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pyshim.api import task_pb2
 from pyshim.zygote import spares
 from tests.integration.containerd import BOUND_S, eventually, parent_of, spares_of
 from tests.integration.shim import KILLED, Host, host, module_host
@@ -38,28 +37,6 @@ def test_spares_are_used_and_replaced(host: Host) -> None:
     assert not first & await_spares(host)
     assert {parent_of(pid) for pid in spares_of(host.home)} <= set(host.zygotes())
     container.end()
-
-
-def test_one_spare_answers_stats_of_all(host: Host) -> None:
-    """Whose memory is there and warm; what is more than Stats ends with its process."""
-    containers = [host.started("/bin/sleep", "1000") for _ in range(3)]
-    eventually(lambda: not host.services(), "the services have parked")
-
-    def all_by_one() -> bool:
-        """Unless the next spare was there before it came back, on a busy machine."""
-        first = await_spares(host)
-        for container in containers:
-            request = task_pb2.StatsRequest(id=container.name)
-            assert container.call("Stats", request, task_pb2.StatsResponse).stats.value
-            eventually(lambda: not host.services(), "the service has parked")
-        return await_spares(host) == first
-
-    eventually(all_by_one, "the same spare has answered all")
-    first = await_spares(host)
-    containers[0].state()
-    assert first & set(host.services())
-    for container in containers:
-        container.end()
 
 
 def test_killed_spares_are_not_missed(host: Host) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import socket
 
 import pytest
@@ -23,7 +21,7 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch, value: str, count: int) -> No
 
 
 def test_the_first_that_lives_is_given_the_connection() -> None:
-    ahead = spares.Spares(2, select.poll())
+    ahead = spares.Spares(2)
     dead, alive = ahead.add(), ahead.add()
     assert not ahead.lacking
     dead.close()
@@ -38,52 +36,8 @@ def test_the_first_that_lives_is_given_the_connection() -> None:
         assert not ahead.give(connection)
 
 
-def test_a_spare_comes_back_while_there_is_room() -> None:
-    poller = select.poll()
-    ahead = spares.Spares(1, poller)
-    client, connection = socket.socketpair()
-    with ahead.add() as first, client, connection:
-        assert ahead.give(connection)
-        ((fd, _),) = given_up(poller, first, spares.BACK)
-        ahead.heard(fd)
-        assert not ahead.lacking
-        assert ahead.give(connection)
-        with ahead.add() as second:
-            ((fd, _),) = given_up(poller, first, spares.BACK)
-            ahead.heard(fd)  # its place has been taken
-            receive(first, 1, 1, 0)
-            receive(first, 1, 1, 0)
-            assert first.recv(1) == b""
-            ahead.close()
-            assert second.recv(1) == b""
-
-
-def given_up(poller: select.poll, spare: socket.socket, word: bytes) -> list[tuple[int, int]]:
-    """What the zygote hears when ``spare`` says ``word``."""
-    spare.send(word)
-    return poller.poll(1000)
-
-
-def test_of_those_that_have_ended_nothing_is_kept() -> None:
-    poller = select.poll()
-    ahead = spares.Spares(1, poller)
-    client, connection = socket.socketpair()
-    with client, connection, contextlib.ExitStack() as alive:
-        for _ in range(3 * spares.MOST):
-            alive.enter_context(ahead.add())
-            assert ahead.give(connection)
-        with ahead.add():
-            assert ahead.give(connection)
-        ((fd, _),) = poller.poll(1000)
-        ahead.heard(fd)
-        ahead.heard(fd)
-        assert ahead.lacking
-        assert poller.poll(0) == []
-        ahead.close()
-
-
 def test_all_ends_can_be_closed() -> None:
-    ahead = spares.Spares(2, select.poll())
+    ahead = spares.Spares(2)
     with ahead.add() as first, ahead.add() as second:
         ahead.withdraw()
         assert second.recv(1) == b""
