@@ -34,11 +34,12 @@ from pyshim.service.task import Task
 
 PARK_DELAY_S = settings.seconds("PYSHIM_PARK_DELAY_S", 1)
 # Who asks for statistics alone has nothing more to say until its next round.
-GLANCE_S = min(0.1, PARK_DELAY_S)
+GLANCE_S = min(0.003, PARK_DELAY_S)
 # containerd says Create as soon as it has an answer to `start`.
 UNUSED_S = settings.seconds("PYSHIM_UNUSED_S", 60)
 DUMP_TIMEOUT_S = 10
 QUIT_GRACE_S = 3
+END_TIMEOUT_S = 1
 SHARED_IDLE_S = 10
 LATEST_ALARM_MS = 2**32 - 1  # what an ALARM can say; after so long there is another
 FIRST_ACCEPTED_TAG = 2**31
@@ -79,8 +80,24 @@ class Activation:
         parking = asyncio.create_task(self._park_when_idle())
         await asyncio.wait({parking, ended}, return_when=asyncio.FIRST_COMPLETED)
 
+    async def end(self) -> None:
+        """Leaves nothing in the process, which may have another life; nothing is sent any more.
+
+        Raises TimeoutError when something of it goes on.
+        """
+        loop = asyncio.get_running_loop()
+        # What is found later, with the garbage, is no affair of the next life.
+        loop.set_exception_handler(lambda _loop, _context: None)
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            _, left = await asyncio.wait(others, timeout=END_TIMEOUT_S)
+            if left:
+                raise asyncio.TimeoutError
+        self.close()
+
     def close(self) -> None:
-        """Lets go of every descriptor; only a rehearsal ends before its process does."""
+        """Lets go of every descriptor."""
         self.server.close()
         self.store.link.close()
         for fd in self.store.held.values():
@@ -262,7 +279,7 @@ class Activation:
                 left = self._last + SHARED_IDLE_S - self._now()
             elif left <= 0 and await self._park():
                 return
-            await self._nap(max(left, 0.01))
+            await self._nap(max(left, GLANCE_S))
 
     def _delay_s(self) -> float:
         """How long to stay after what happened last."""
@@ -354,7 +371,8 @@ def prepare() -> asyncio.AbstractEventLoop:
 def main(sock: socket.socket, home: str = "", loop: asyncio.AbstractEventLoop | None = None) -> int:
     """Serves over the channel ``sock`` until parked; returns the exit code.
 
-    ``home`` is as for Activation, ``loop`` one that ``prepare`` has made in this process.
+    ``home`` is as for Activation, ``loop`` one that ``prepare`` has made in this process; it is
+    closed.  After 0 nothing of this life is left, and the process may have another one.
     """
     # Whatever the monitor holds comes here too, and a burst of execs needs some for each.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -362,8 +380,12 @@ def main(sock: socket.socket, home: str = "", loop: asyncio.AbstractEventLoop | 
     loop = loop or prepare()
     asyncio.set_event_loop(loop)
     try:
-        loop.run_until_complete(Activation(sock, home).run())
+        life = Activation(sock, home)
+        loop.run_until_complete(life.run())
+        loop.run_until_complete(life.end())
     except (OSError, asyncio.TimeoutError, channel.ChannelError) as error:
         print(f"pyshim service: {error}", file=sys.stderr)
         return 1
+    finally:
+        loop.close()
     return 0

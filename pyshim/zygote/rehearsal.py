@@ -82,11 +82,8 @@ async def serve() -> None:
         living = asyncio.get_running_loop().create_task(life.run())
         for _ in range(TURNS):
             await asyncio.sleep(0)
-        running = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in running | {living}:
-            task.cancel()
-        await asyncio.wait(running | {living})
-        life.close()
+        await life.end()
+        assert living.done()
 
 
 def dump(connection: int) -> tuple[bytes, list[int]]:

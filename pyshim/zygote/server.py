@@ -1,4 +1,4 @@
-"""The zygote's loop: accept, fork, let the child do the rest.
+"""The zygote's loop: accept, give it to a spare or fork, let the child do the rest.
 
 It must never become the parent of anything that matters, never hold a descriptor of whoever
 started it, and never run a thread: a child of a threaded process may inherit a held lock.
@@ -22,19 +22,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import daemon
 
 import pyshim
 from pyshim import settings
-from pyshim.monitor import channel
-from pyshim.monitor.fds import receive
-from pyshim.zygote import address, messages, spares, watch
-from pyshim.zygote.messages import Kind
-
-if TYPE_CHECKING:
-    import asyncio
+from pyshim.zygote import address, children, spares, watch
 
 # What children need; a module that is not there yet costs its child an import error, not us.
 WARM_MODULES = (
@@ -51,7 +44,6 @@ WARM_MODULES = (
 )
 
 IDLE_S = settings.seconds("PYSHIM_ZYGOTE_IDLE_S", 600)
-REQUEST_TIMEOUT_S = 5.0
 # The interpreter specialises what has run some ten times.
 REHEARSALS = 20
 LOCK_TIMEOUT_S = 10.0
@@ -195,15 +187,9 @@ def warm_up() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     for _ in range(REHEARSALS):
-        rehearse()
+        children.rehearse()
     gc.collect()
     gc.freeze()
-
-
-def rehearse() -> None:
-    """One life of a service that is none; one that fails has cost us only time."""
-    with contextlib.suppress(Exception):
-        importlib.import_module("pyshim.zygote.rehearsal").run()
 
 
 def is_ours(path: str, ours: os.stat_result) -> bool:
@@ -241,16 +227,18 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
     if gone >= 0:
         poller.register(gone, select.POLLIN)
     ours_alone = [listener.fileno(), lock, gone]
-    family = Family(path, ours_alone, spares.Spares(spares.wanted()))
+    family = Family(path, ours_alone, spares.Spares(spares.wanted(), poller))
     while is_ours(path, ours):
-        lacking = family.spares.lacking
-        ready = poller.poll(min(idle_ms, spares.REFILL_MS) if lacking else idle_ms)
-        if not ready and not lacking:
+        due_ms = family.spares.due_ms
+        ready = [fd for fd, _ in poller.poll(idle_ms if due_ms is None else min(idle_ms, due_ms))]
+        if not ready and due_ms is None:
             return
+        for fd in ready:
+            family.spares.heard(fd)
         try:
             if not ready:
-                family.fork_spare()
-            elif any(fd == listener.fileno() for fd, _ in ready):
+                family.settle()
+            elif listener.fileno() in ready:
                 connection, _ = listener.accept()
                 with connection:
                     if build_stamp() not in {stamp, ""}:
@@ -272,20 +260,18 @@ class Family:
         self.fds = fds
         self.spares = ahead
 
-    def fork_spare(self) -> None:
-        """Starts a child that waits for its connection.  Raises OSError."""
-        with self.spares.add() as end:
-            try:
-                self._fork(end, is_spare=True)
-            except OSError:
-                self.spares.withdraw()
-                raise
+    def settle(self) -> None:
+        """Forks a spare that is lacking, or ends one that is too many.  Raises OSError."""
+        if self.spares.lacking:
+            self._fork(self.spares.add(), None)
+        else:
+            self.spares.trim()
 
     def fork(self, connection: socket.socket) -> None:
         """Starts the child for one connection; without one the caller sees the connection end."""
-        self._fork(connection, is_spare=False)
+        self._fork(self.spares.add_away(), connection)
 
-    def _fork(self, end: socket.socket, *, is_spare: bool) -> None:
+    def _fork(self, end: socket.socket, connection: socket.socket | None) -> None:
         # A SIGTERM that the child would take with our handler would unlink our socket.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
         try:
@@ -294,88 +280,10 @@ class Family:
                     if fd >= 0:
                         os.close(fd)
                 self.spares.close()
-                become_child(end, self.path, is_spare=is_spare)
+                children.become(end, self.path, connection)
+        except OSError:
+            self.spares.withdraw(end)
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])
-
-
-def become_child(end: socket.socket, path: str, *, is_spare: bool) -> None:
-    """Does what a connection asks for: ``end``, or what a spare is given by it; never returns."""
-    code = 1
-    try:
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        os.umask(0o022)
-        os.setsid()
-        loop = None
-        if is_spare:
-            spares.rename(spares.NAME)
-            rehearse()
-            with contextlib.suppress(ImportError):
-                loop = importlib.import_module("pyshim.service.activation").prepare()
-            end = spares.await_connection(end)
-        code = answer(end, path, loop)
-    except BaseException as error:  # whatever it is, nobody above us may see it
-        with contextlib.suppress(OSError):
-            os.write(2, f"pyshim: {type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(code)
-
-
-def answer(
-    connection: socket.socket, path: str, loop: asyncio.AbstractEventLoop | None = None
-) -> int:
-    """Reads the request and carries it out; a service runs on ``loop`` when there is one."""
-    if messages.peer(connection)[1] != os.geteuid():
-        return 1
-    connection.settimeout(REQUEST_TIMEOUT_S)
-    data, fds, _ = receive(connection, messages.HEADER.size, 8, socket.MSG_CMSG_CLOEXEC)
-    connection.settimeout(None)
-    if data == messages.header(Kind.ACTIVATE) and len(fds) == 1:
-        connection.close()
-        return activate(fds[0], loop)
-    if data == messages.header(Kind.RUN) and len(fds) == 3:
-        return run_for(connection, fds, path)
-    return 1
-
-
-def activate(fd: int, loop: asyncio.AbstractEventLoop | None) -> int:
-    """Becomes a service on the channel ``fd``."""
-    service = importlib.import_module("pyshim.service.activation")
-    code = service.main(socket.socket(fileno=fd), loop=loop)
-    return code if isinstance(code, int) else 0
-
-
-def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
-    """Becomes what the launcher was asked to be, and gives it the answer to print.
-
-    Nothing is done before the launcher's word: one that has waited too long does it without us.
-    """
-    with contextlib.ExitStack() as kept:
-        ourselves = []
-        with contextlib.suppress(OSError):  # older than Linux 5.3
-            ourselves = [os.pidfd_open(os.getpid())]
-            kept.callback(os.close, ourselves[0])
-        begun = messages.with_value(Kind.BEGUN, os.getpid())
-        socket.send_fds(launcher, [begun], ourselves)
-    launcher.settimeout(REQUEST_TIMEOUT_S)
-    word = launcher.recv(messages.VALUE.size)
-    launcher.settimeout(None)
-    if word[: messages.HEADER.size] != messages.header(Kind.GO):
-        return 1
-    standard_input, folder, program = fds
-    os.dup2(standard_input, 0)
-    os.close(standard_input)
-    os.fchdir(folder)
-    os.close(folder)
-    with open(program, "rb") as file:
-        file.seek(0)
-        _, argv, env = channel.decode_program(file.read())
-    os.environ.clear()
-    os.environ.update(env)
-    bootstrap = importlib.import_module("pyshim.bootstrap")
-    code, text = bootstrap.answer(argv[1:], launcher, path)
-    launcher.send(messages.with_value(Kind.EXIT, code) + text)
-    return int(code)
+        end.close()

@@ -1,13 +1,16 @@
-"""Children of the zygote that were forked ahead, so that nobody waits for a fork.
+"""Children of the zygote that wait for something to do, so that nobody waits for a fork.
 
 A spare has done all that does not depend on what it will be asked for, and waits for a connection.
-It ends with its zygote.  One that has died meanwhile costs nothing: the next, or a fork, is taken.
+When it has done what that asked for, it comes back for the next: the memory that it has touched,
+and the kernel has copied, is what a fork costs most.  It ends with its zygote.  One that has died
+meanwhile costs nothing: the next, or a fork, is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 from pathlib import Path
 
@@ -20,6 +23,11 @@ DEFAULT_COUNT = 1
 MOST = 16  # more would be memory for nothing
 # Long enough that the fork does not compete with what its predecessor is doing.
 REFILL_MS = 20
+# Who is away comes back when its container has been left alone for a second.
+AWAY_MS = 2500
+# Those that a burst has left wait so long for the next one.
+SURPLUS_MS = 1000
+MAX_WAITING = 4
 NAME = "pyshim-spare"
 NAME_IN_USE = "pyshim-service"
 
@@ -30,50 +38,113 @@ def wanted() -> int:
 
 
 class Spares:
-    """The zygote's ends of the spares' sockets, of which there are to be ``count``."""
+    """The zygote's ends of the spares' sockets: ``count`` are to wait, others are away.
 
-    def __init__(self, count: int) -> None:
+    ``poller`` hears of each that comes back, and of each that ends.
+    """
+
+    def __init__(self, count: int, poller: select.poll) -> None:
         self._count = count
-        self._ends: list[socket.socket] = []
+        self._poller = poller
+        self._waiting: list[socket.socket] = []
+        self._away: dict[int, socket.socket] = {}
 
     @property
     def lacking(self) -> bool:
         """Whether another one is to be forked when there is time."""
-        return len(self._ends) < self._count
+        return len(self._waiting) < self._count
+
+    @property
+    def due_ms(self) -> int | None:
+        """How long to wait before the number of those that wait is put right; None: it is."""
+        if self.lacking:
+            return AWAY_MS if self._away else REFILL_MS
+        return SURPLUS_MS if len(self._waiting) > self._count else None
 
     def add(self) -> socket.socket:
         """Makes room for a spare; returns its end, which the fork is to close in the zygote."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ends.append(ours)
+        self._poller.register(ours, select.POLLIN)
+        self._waiting.append(ours)
         return theirs
 
-    def withdraw(self) -> None:
-        """Undoes ``add``, for a fork that failed."""
-        self._ends.pop().close()
+    def add_away(self) -> socket.socket:
+        """The same for one that is forked with something to do."""
+        end = self.add()
+        self._lend(self._waiting.pop())
+        return end
+
+    def withdraw(self, end: socket.socket) -> None:
+        """Undoes ``add`` or ``add_away``, for a fork that failed: nobody has the other ``end``."""
+        end.close()
+        for ours in [*self._waiting, *self._away.values()]:
+            self.heard(ours.fileno())
 
     def give(self, connection: socket.socket) -> bool:
         """Hands ``connection`` to a spare; false when there is none that lives."""
-        while self._ends:
-            with self._ends.pop(0) as end, contextlib.suppress(OSError):
+        while self._waiting:
+            end = self._waiting.pop()  # it came back last, and has most in the processor's caches
+            try:
                 socket.send_fds(end, [b"\0"], [connection.fileno()], socket.MSG_DONTWAIT)
-                return True
+            except OSError:
+                self._drop(end)
+                continue
+            self._lend(end)
+            return True
         return False
+
+    def heard(self, fd: int) -> None:
+        """Takes back the spare behind ``fd``, or drops it when it has ended; else does nothing."""
+        end = next((each for each in self._waiting if each.fileno() == fd), self._away.get(fd))
+        if end is None:
+            return
+        try:
+            is_back = bool(end.recv(1, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return
+        except OSError:
+            is_back = False
+        if self._away.pop(fd, None) is None:
+            self._waiting.remove(end)
+        most = max(self._count, MAX_WAITING) if self._count else 0
+        if is_back and len(self._waiting) < most:
+            self._waiting.append(end)
+        else:
+            self._drop(end)
+
+    def trim(self) -> None:
+        """Ends one of those that are too many."""
+        if len(self._waiting) > self._count:
+            self._drop(self._waiting.pop(0))
 
     def close(self) -> None:
         """Closes all ends: in a child, which must not keep the others from seeing the zygote's."""
-        for end in self._ends:
+        for end in [*self._waiting, *self._away.values()]:
             end.close()
-        self._ends.clear()
+        self._waiting.clear()
+        self._away.clear()
+
+    def _lend(self, end: socket.socket) -> None:
+        self._away[end.fileno()] = end
+
+    def _drop(self, end: socket.socket) -> None:
+        self._poller.unregister(end)
+        end.close()
 
 
 def await_connection(end: socket.socket) -> socket.socket:
     """In the spare: the connection that it is given; ends the process when the zygote has ended."""
-    with end:
-        _, fds, _ = receive(end, 1, 1, socket.MSG_CMSG_CLOEXEC)
+    _, fds, _ = receive(end, 1, 1, socket.MSG_CMSG_CLOEXEC)
     if not fds:
         os._exit(0)
     rename(NAME_IN_USE)
     return socket.socket(fileno=fds[0])
+
+
+def come_back(end: socket.socket) -> None:
+    """In the spare: says that it may be given another connection.  Raises OSError."""
+    rename(NAME)
+    end.send(b"\0", socket.MSG_NOSIGNAL)
 
 
 def rename(name: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pyshim.zygote import spares
 from tests.integration.containerd import BOUND_S, eventually, parent_of, spares_of
-from tests.integration.shim import KILLED, Host, host, module_host
+from tests.integration.shim import KILLED, Host, descriptors, host, module_host
 
 __all__ = ["host", "module_host"]
 
@@ -28,15 +28,48 @@ def live(host: Host) -> None:
     host.started("/bin/sleep", "1000").end()
 
 
-def test_spares_are_used_and_replaced(host: Host) -> None:
+def test_spares_are_used_and_come_back(host: Host) -> None:
+    container = host.started("/bin/sleep", "1000")
+    eventually(lambda: not host.services(), "the service has parked")
+    first = await_spares(host)
+    for _ in range(3):
+        container.state()
+        assert first <= set(host.services())
+        eventually(lambda: not host.services(), "the service has parked")
+        assert await_spares(host) == first
+    assert {parent_of(pid) for pid in first} <= set(host.zygotes())
+    container.end()
+
+
+def test_a_spare_that_is_killed_at_work_is_replaced(host: Host) -> None:
     container = host.started("/bin/sleep", "1000")
     eventually(lambda: not host.services(), "the service has parked")
     first = await_spares(host)
     container.state()
-    assert first & set(host.services())
+    host.kill_services()
+    container.state()
+    eventually(lambda: not host.services(), "the service has parked")
     assert not first & await_spares(host)
-    assert {parent_of(pid) for pid in spares_of(host.home)} <= set(host.zygotes())
     container.end()
+
+
+def test_a_spare_has_kept_nothing_of_what_it_was_given(host: Host) -> None:
+    """After a service's life, and after a launcher's: files and folder."""
+    container = host.started("/bin/sleep", "1000")
+    eventually(lambda: not host.services(), "the service has parked")
+    (spare,) = await_spares(host)
+    container.state()
+    eventually(lambda: not host.services(), "the service has parked")
+    before = descriptors(spare)  # one that has not lived yet may not be ready
+    container.end()
+
+    def is_clean(pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return descriptors(pid) == before and os.readlink(f"/proc/{pid}/cwd") == "/"
+        return False
+
+    await_spares(host)
+    eventually(lambda: all(map(is_clean, spares_of(host.home))), "they are as they were")
 
 
 def test_killed_spares_are_not_missed(host: Host) -> None:

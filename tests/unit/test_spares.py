@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 
 import pytest
@@ -20,9 +21,9 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch, value: str, count: int) -> No
     assert spares.wanted() == count
 
 
-def test_the_first_that_lives_is_given_the_connection() -> None:
-    ahead = spares.Spares(2)
-    dead, alive = ahead.add(), ahead.add()
+def test_the_last_that_lives_is_given_the_connection() -> None:
+    ahead = spares.Spares(2, select.poll())
+    alive, dead = ahead.add(), ahead.add()
     assert not ahead.lacking
     dead.close()
     client, connection = socket.socketpair()
@@ -34,15 +35,72 @@ def test_the_first_that_lives_is_given_the_connection() -> None:
             given.send(b"x")
             assert client.recv(1) == b"x"
         assert not ahead.give(connection)
+    ahead.close()
+
+
+def heard(ahead: spares.Spares, poller: select.poll) -> int:
+    """Tells ``ahead`` of all that the poller hears; of how many that is."""
+    ready = poller.poll(0)
+    for fd, _ in ready:
+        ahead.heard(fd)
+    return len(ready)
+
+
+def test_who_comes_back_is_given_the_next_connection() -> None:
+    poller = select.poll()
+    ahead = spares.Spares(1, poller)
+    client, connection = socket.socketpair()
+    with ahead.add() as spare, client, connection:
+        for _ in range(3):
+            assert ahead.due_ms is None
+            assert ahead.give(connection)
+            assert ahead.due_ms == spares.AWAY_MS
+            _, fds, _ = receive(spare, 1, 1, 0)
+            os.close(fds[0])
+            assert heard(ahead, poller) == 0
+            spares.come_back(spare)
+            assert heard(ahead, poller) == 1
+        assert ahead.give(connection)
+    assert heard(ahead, poller) == 1
+    assert heard(ahead, poller) == 0
+    assert ahead.due_ms == spares.REFILL_MS
+
+
+def test_those_who_are_too_many_end() -> None:
+    poller = select.poll()
+    ahead = spares.Spares(1, poller)
+    away = [ahead.add_away() for _ in range(spares.MAX_WAITING + 2)]
+    assert not ahead.give(away[0])
+    for end in away:
+        spares.come_back(end)
+    heard(ahead, poller)
+    assert ahead.due_ms == spares.SURPLUS_MS
+    for _ in range(spares.MAX_WAITING + 2):
+        ahead.trim()
+    assert ahead.due_ms is None
+    assert sum(end.recv(1) == b"" for end in away if select.select([end], [], [], 0)[0]) == 5
+    ahead.close()
+    assert all(end.recv(1) == b"" for end in away)
+    for end in away:
+        end.close()
+
+
+def test_a_fork_that_failed_leaves_nothing() -> None:
+    poller = select.poll()
+    ahead = spares.Spares(1, poller)
+    ahead.withdraw(ahead.add())
+    assert ahead.due_ms == spares.REFILL_MS
+    ahead.withdraw(ahead.add_away())
+    assert ahead.due_ms == spares.REFILL_MS
+    assert heard(ahead, poller) == 0
 
 
 def test_all_ends_can_be_closed() -> None:
-    ahead = spares.Spares(2)
-    with ahead.add() as first, ahead.add() as second:
-        ahead.withdraw()
-        assert second.recv(1) == b""
+    ahead = spares.Spares(2, select.poll())
+    with ahead.add() as first, ahead.add_away() as second:
         ahead.close()
         assert first.recv(1) == b""
+        assert second.recv(1) == b""
     assert ahead.lacking
 
 
