@@ -53,7 +53,7 @@ class Finder(MetaPathFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec of a module that has points, None for all others."""
-        if name.rpartition(".")[0] not in points.PACKAGES:
+        if name.rpartition(".")[0] not in points.PACKAGES or name in points.OF_DELETE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None and spec.origin:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from pyshim.api import options_pb2, task_pb2, upgrade_pb2
 from pyshim.service.upgrade import CONTROL
 from pyshim.ttrpc.status import Code, StatusError
-from tests.integration.containerd import BOUND_S, eventually, scripts
+from tests.integration.containerd import BOUND_S, eventually, mounts_below, scripts
 from tests.integration.fake_runtime import fake_runtime
 from tests.integration.faults.host import FaultyHost, Patient
 from tests.integration.fifos import Reader, fifo
@@ -34,6 +35,7 @@ PROGRAM_ERROR = "pyshim.monitor.channel:ProgramError"
 SHELL = ("/bin/sh", "-c")
 SLEEP = ("/bin/sleep", "1000")
 PIPE_BYTES = 64 * 1024
+IMAGE_BYTES = 1024 * 1024
 TEXT = b"a line that goes in and comes out\n" * 2000
 
 
@@ -75,14 +77,16 @@ def topics(container: Patient) -> list[str]:
     return events.topics(container.name)
 
 
+def in_the_bundle(spec: dict[str, Any]) -> None:
+    """A root that is mounted for the container."""
+    spec["root"]["path"] = "rootfs"
+
+
 @scenario
 def life(host: FaultyHost, folder: Path) -> None:
     """Mounts, all three streams, and an init that ends by itself."""
     ledger = Ledger(folder)
     output, errors, stdin = Reader(folder / "out"), Reader(folder / "err"), fifo(folder / "in")
-
-    def in_the_bundle(spec: dict[str, Any]) -> None:
-        spec["root"]["path"] = "rootfs"
 
     command = (*SHELL, "cat; echo told >&2; exit 3")
     container = host.container(*command, edit=in_the_bundle)
@@ -107,6 +111,51 @@ def life(host: FaultyHost, folder: Path) -> None:
     assert (output.all(), errors.all()) == (TEXT, b"told\n")
     assert topics(container) == ["create", "start", "exit", "delete"]
     assert ledger.commands() == ["create", "start", "delete"]
+
+
+@scenario
+def mounts_of_all_kinds(host: FaultyHost, folder: Path) -> None:
+    """An overlay and a bind with shifted owners, a file as a device, and one that fails first."""
+    maps = ["uidmap=0:100000:65536", "gidmap=0:200000:65536"]
+    layer, image = folder / "layer", folder / "image"
+    for name in ("upper", "work", "layer/bound", "layer/looped"):
+        (folder / name).mkdir(parents=True)
+    with image.open("wb") as file:
+        file.truncate(IMAGE_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=BOUND_S)
+    container = host.container(*SLEEP, edit=in_the_bundle)
+    request = container.create_request()
+    lower = f"lowerdir={layer}:{host.rootfs}"
+    options = [lower, f"upperdir={folder}/upper", f"workdir={folder}/work", *maps]
+    request.rootfs.add(type="overlay", source="overlay", options=options)
+    request.rootfs.add(
+        type="bind", source=str(folder), target="bound", options=["rbind", "ro", *maps]
+    )
+    request.rootfs.add(type="ext4", source=str(image), target="looped", options=["loop"])
+    request.rootfs.add(type="bind", source=f"{folder}/late", target="bound", options=["rbind"])
+
+    def create() -> object:
+        return container.call("Create", request, task_pb2.CreateTaskResponse)
+
+    assert "o such file" in refused(Code.UNKNOWN, create)
+    assert mounts_below(container.bundle) == []
+    (folder / "late").mkdir()
+    create()
+    assert len(mounts_below(container.bundle)) == len(request.rootfs)
+    container.start()
+    assert container.run("e", "/bin/ls", "/looped/lost+found") == 0
+    container.end()
+    assert mounts_below(container.bundle) == []
+
+    def is_attached() -> bool:
+        used = []
+        for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):  # another's goes at this moment
+                used.append(path.read_text())
+        return f"{image}\n" in used
+
+    # The kernel frees it after the umount, and somebody may look at the device.
+    eventually(lambda: not is_attached(), "the loop device is free")
 
 
 @scenario
@@ -248,6 +297,19 @@ def failures(host: FaultyHost, folder: Path) -> None:
     assert topics(container) == ["create", "start", "exec-added", "exit", "delete"]
     twice = ["create", "create", "start", "start", "exec", "pause", "delete", "delete"]
     assert ledger.commands() == twice
+
+
+@scenario
+def a_runtime_that_says_why(host: FaultyHost, folder: Path) -> None:
+    """On the stderr that is to be the container's; a service that dies may take it along."""
+    output = Reader(folder / "err")
+    ledger = Ledger(folder, before_exec="echo it is not well >&2; exit 1")
+    container = host.started(*SLEEP, runtime=ledger.binary)
+    container.exec("e", *SLEEP, stderr=output.path)
+    assert "runtime exec failed" in refused(Code.UNKNOWN, lambda: container.start("e"))
+    container.delete("e")
+    container.end()
+    output.give_up()
 
 
 @scenario
@@ -454,7 +516,14 @@ def an_absent_containerd(host: FaultyHost, folder: Path) -> None:
         container.exec("e", "/bin/true")
         container.start("e")
         assert container.wait("e").exit_status == 0
+        # A crash has torn the file of waiting events in the middle of a record.
+        file = container.bundle / "events"
+        eventually(file.exists, "the events are kept")
+        with file.open("ab") as torn:
+            torn.write(b"torn")
         container.delete("e")
+        container.exec("g", "/bin/true")
+        container.delete("g")
     host.events.await_topic(container.name, "exit")
     host.events.block()
     try:
@@ -465,8 +534,9 @@ def an_absent_containerd(host: FaultyHost, folder: Path) -> None:
     finally:
         host.events.unblock()
     container.end()
-    middle = ["exec-added", "exec-started", "exit"] * 2
-    assert topics(container) == ["create", "start", *middle, "exit", "delete"]
+    one = ["exec-added", "exec-started", "exit"]
+    expected = ["create", "start", *one, "exec-added", *one, "exit", "delete"]
+    assert topics(container) == expected
 
 
 @scenario
