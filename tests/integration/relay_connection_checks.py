@@ -12,6 +12,8 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -218,3 +220,49 @@ def check_takes_a_listener_from_a_newer_engine(binary: str) -> None:
             assert relay.answer() == b"0\n"
         finally:
             relay.end()
+
+
+def check_serves_on_without_its_starter(binary: str) -> None:
+    """Not as dockerd's proxy, which ends with dockerd, but by itself (``-mappings``)."""
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory(prefix="pyshim-mappings-") as folder,
+        socket.create_server(("127.0.0.1", 0)) as backend,
+    ):
+        backend.settimeout(BOUND_S)
+        file = Path(folder) / "mappings"
+        file.write_text(f"tcp 127.0.0.1 {port} 127.0.0.1 {backend.getsockname()[1]}\n")
+        # The shell that has started it ends at once.
+        started = subprocess.run(
+            ["sh", "-c", '"$0" -mappings "$1" </dev/null >/dev/null 2>&1 & echo $!', binary, file],
+            capture_output=True,
+            text=True,
+            timeout=BOUND_S,
+            check=True,
+        )
+        try:
+
+            def connects() -> bool:
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port), BOUND_S).close()
+                    return True
+                return False
+
+            eventually(connects, "the port is open")
+            backend.accept()[0].close()
+        finally:
+            os.kill(int(started.stdout), signal.SIGKILL)
+
+
+def check_sctp_keeps_nobody_waiting(binary: str) -> None:
+    """Beside TCP on the same port; where the kernel has no SCTP, its words are the error."""
+    with forwarding(binary) as made:
+        behind = made.backend.getsockname()[1]
+        sctp = Launched([binary, *options(made.where[1], behind, proto="sctp")])
+        try:
+            assert sctp.answer() in {b"0\n", b"1\nprotocol not supported"}
+        finally:
+            sctp.end()
+        client, accepted = made.pair()
+        client.sendall(b"tcp")
+        assert accepted.recv(3) == b"tcp"
