@@ -120,7 +120,7 @@ def parse(data: bytes) -> Done | Refused | Event:
 
 def _numbers(text: str) -> tuple[int, int]:
     words = text.split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
+    if len(words) != 2 or not all(word.isdecimal() for word in words):
         raise ChannelError(f"not two numbers: {text!r}")
     return int(words[0]), int(words[1])
 

@@ -46,7 +46,7 @@ def address_of(container: str, six: bool) -> str:
 
 
 def _pid(process: str) -> int:
-    if process.isdigit():
+    if process.isdecimal():
         return int(process)
     try:
         return int(Path(process).read_text().strip())

@@ -50,7 +50,7 @@ class Confinement:
         if self.net_admin:
             words.append("-keep-net-admin")
         uid, _, gid = self.user.partition(":")
-        if not (uid.isdigit() and gid.isdigit()):
+        if not (uid.isdecimal() and gid.isdecimal()):
             try:
                 found = pwd.getpwnam(self.user)
             except KeyError:

@@ -23,7 +23,7 @@ def passed_sockets(environment: Names[str, str]) -> dict[str, int]:
     count = environment.get("LISTEN_FDS", "0")
     names = environment.get("LISTEN_FDNAMES", "").split(":")
     found: dict[str, int] = {}
-    for at in range(int(count) if count.isdigit() else 0):
+    for at in range(int(count) if count.isdecimal() else 0):
         found[str(FIRST_PASSED_FD + at)] = FIRST_PASSED_FD + at
         if at < len(names) and names[at]:
             found.setdefault(names[at], FIRST_PASSED_FD + at)
@@ -32,7 +32,7 @@ def passed_sockets(environment: Names[str, str]) -> dict[str, int]:
 
 def passed_socket(name: str, passed: dict[str, int]) -> int:
     """A descriptor of our own of the socket ``name``.  Raises ListenerError."""
-    fd = passed.get(name, int(name) if name.isdigit() else -1)
+    fd = passed.get(name, int(name) if name.isdecimal() else -1)
     if fd < 0:
         known = ", ".join(sorted(passed)) or "none"
         raise ListenerError(f"no socket named {name!r} was passed by systemd; there are: {known}")

@@ -269,7 +269,7 @@ def _ports(text: str, field: str, least: int, what: str) -> tuple[int, int]:
 
 def _port(text: str, field: str, least: int, what: str) -> int:
     """The port number in ``field``."""
-    known = field.isascii() and field.isdigit() and len(field) <= 5
+    known = field.isascii() and field.isdecimal() and len(field) <= 5
     if not known or not least <= int(field) <= LAST_PORT:
         raise MappingError(
             f"{text!r}: {field!r} is not a port {what}; give a number from {least} to {LAST_PORT}"

@@ -109,7 +109,7 @@ def make(publish: str, options: dict[str, object], origin: str) -> list[Spec]:
         raise SettingError(f"name: {name!r} has something in it that cannot be printed")
     pid = str(own.get("container_pid", ""))
     process = pid.partition(":")[0]
-    if pid and not process.isdigit() and not process.startswith("/"):
+    if pid and not process.isdecimal() and not process.startswith("/"):
         raise SettingError(f"container_pid: {pid!r} is not PID[:INTERFACE] or /FILE[:INTERFACE]")
     return [
         Spec(

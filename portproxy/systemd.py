@@ -32,4 +32,4 @@ def watchdog_s() -> float:
     """How often systemd wants to hear that we live: half its limit; 0 if it does not."""
     limit = os.environ.get("WATCHDOG_USEC", "")
     ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    return int(limit) / MICROSECONDS / 2 if ours and limit.isdigit() else 0.0
+    return int(limit) / MICROSECONDS / 2 if ours and limit.isdecimal() else 0.0
