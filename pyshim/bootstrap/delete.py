@@ -22,8 +22,8 @@ from pyshim.events import spool
 from pyshim.runtime import mounts
 from pyshim.runtime.command import DEFAULT_ROOT, DEFAULT_RUNTIME
 
-# With a lock that is held, and twice the shim, less than the five seconds together.
-RUNTIME_TIMEOUT_S = 2.0
+# Twice, with a lock that is held, and twice the shim, less than the five seconds together.
+RUNTIME_TIMEOUT_S = 1.3
 SHIM_TIMEOUT_S = 0.5
 KILLED = 137
 TASK_SERVICE = "containerd.task.v2.Task"
@@ -65,12 +65,25 @@ def end_container(bundle: Path, namespace: str, container_id: str) -> None:
     root = Path(options.get("root") or DEFAULT_ROOT) / namespace
     if not (root / container_id).is_dir():
         return
+    command = [runtime_binary(bundle, options), "--root", str(root), "delete"]
+    # With --force runc waits until the killed init is reaped, which is process 1's affair where the
+    # shim is dead, and may take seconds; without, a zombie is a stopped container to it.
+    for way in (["--force"], []):
+        with contextlib.suppress(OSError):
+            if ends([*command, *way, container_id]):
+                break
+    from pyshim.cgroups import remains
+
+    remains.remove(bundle)
+
+
+def ends(command: list[str]) -> bool:
+    """Runs a command of the runtime; whether it came to an end within its time.  Raises OSError."""
     import subprocess
 
-    command = [runtime_binary(bundle, options), "--root", str(root)]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    try:
         subprocess.run(
-            [*command, "delete", "--force", container_id],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -78,9 +91,9 @@ def end_container(bundle: Path, namespace: str, container_id: str) -> None:
             timeout=RUNTIME_TIMEOUT_S,
             check=False,
         )
-    from pyshim.cgroups import remains
-
-    remains.remove(bundle)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def read_options(bundle: Path) -> dict[str, str]:

@@ -156,7 +156,7 @@ def read_pid(path: str) -> int:
     """The pid in a pid file.  Raises OSError, or ValueError naming the file."""
     with open(path, "rb") as file:
         text = file.read(MAX_PID_BYTES)
-    if not text.strip().isdecimal() or not 0 < int(text) <= PID_MAX:
+    if not text.strip().isdigit() or not 0 < int(text) <= PID_MAX:
         raise ValueError(f"{path}: the OCI runtime has left no pid there but {text!r}")
     return int(text)
 

@@ -622,6 +622,17 @@ def test_54_delete_kills_what_a_killed_shim_leaves(host: Host, shared: bool) -> 
     eventually(lambda: inside(host) == [], "no process is left")
 
 
+def test_54_delete_does_not_depend_on_who_reaps(host: Host, tmp_path: Path) -> None:
+    """With --force runc waits until what it has killed is reaped, by somebody else."""
+    hang = 'case "$*" in *--force*) exec sleep 1000;; esac'
+    container = host.started(*SLEEP, runtime=fake_runtime(tmp_path, before_delete=hang))
+    pid = container.state().pid
+    kill_monitors(host)
+    os.kill(pid, signal.SIGKILL)
+    assert deleted(container).exit_status == KILLED
+    assert not (RUNC_ROOT / host.namespace / container.name).exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("busy", [False, True])
 def test_55_a_signal_ends_the_shim(
