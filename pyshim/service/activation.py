@@ -66,7 +66,10 @@ class Activation:
         self.store.link = Link(sock, self._received, self.ended.set, self._cut_off)
 
     async def run(self) -> None:
-        """Serves until parked, or until the monitor has gone."""
+        """Serves until parked, or until the monitor has gone.
+
+        In the middle of a request that is the end of the process.
+        """
         asyncio.get_running_loop().set_exception_handler(self._failed)
         self.store.link.open()
         ended = asyncio.create_task(self.ended.wait())
@@ -79,6 +82,9 @@ class Activation:
         self._take_over()
         parking = asyncio.create_task(self._park_when_idle())
         await asyncio.wait({parking, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if self.server.busy:
+            # At once: a request that was cancelled would undo what the next service goes on with.
+            os._exit(1)
 
     async def end(self) -> None:
         """Leaves nothing in the process, which may have another life; nothing is sent any more.
