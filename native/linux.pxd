@@ -244,7 +244,8 @@ cdef extern from "<string.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     ssize_t splice(int source, void* at, int target, void* to, size_t n, unsigned int flags)
-    enum: F_GETFL, F_SETFL, F_SETPIPE_SZ, O_ACCMODE, O_NONBLOCK, O_WRONLY, SPLICE_F_NONBLOCK
+    enum: F_GETFL, F_GETPIPE_SZ, F_SETFL, F_SETPIPE_SZ, O_ACCMODE, O_NONBLOCK, O_WRONLY
+    enum: SPLICE_F_NONBLOCK
 
 cdef extern from "<sys/stat.h>" nogil:
     ctypedef struct stat_mode_t "struct stat":

@@ -315,7 +315,8 @@ ctypedef struct Relay:
     bint by_copy
     bint always_ready
     bint is_terminal
-    bint is_wide
+    bint is_wide  # its source
+    bint is_far_end_wide
     bint streams  # it moves much at a time
     bint moved_much  # since release() has last looked
     unsigned char sent
@@ -523,6 +524,7 @@ cdef void pump(Relay* relay) noexcept nogil
 cdef bint pump_once(Relay* relay) noexcept nogil
 cdef ssize_t read_terminal(int fd, ssize_t size) noexcept nogil
 cdef void widen(Relay* relay) noexcept nogil
+cdef bint resize(int fd, int before, int after) noexcept nogil
 cdef void keep_pace(Relay* relay, unsigned long long moved) noexcept nogil
 cdef void begin_rest(Relay* relay, long long now) noexcept nogil
 cdef void end_rest(Relay* relay) noexcept nogil

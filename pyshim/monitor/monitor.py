@@ -57,6 +57,7 @@ from cython.cimports.linux import (
     ETIMEDOUT,
     F_DUPFD_CLOEXEC,
     F_GETFL,
+    F_GETPIPE_SZ,
     F_SETFD,
     F_SETFL,
     F_SETPIPE_SZ,
@@ -1645,9 +1646,17 @@ def widen(relay):
     """
     if relay.is_wide or relay.flags & RELAY_STDIN or relay.always_ready:
         return
-    relay.is_wide = fcntl(relay.source, F_SETPIPE_SZ, WIDE_PIPE_BYTES) > 0
+    relay.is_wide = resize(relay.source, PIPE_BYTES, WIDE_PIPE_BYTES)
     if not relay.by_copy:
-        fcntl(relay.destination, F_SETPIPE_SZ, WIDE_PIPE_BYTES)
+        relay.is_far_end_wide = resize(relay.destination, PIPE_BYTES, WIDE_PIPE_BYTES)
+
+
+def resize(fd, before, after):
+    """Gives a pipe of ``before`` bytes ``after``; whether it has them.
+
+    One of another size has it from somebody else, who knows why.
+    """
+    return fcntl(fd, F_GETPIPE_SZ, 0) == before and fcntl(fd, F_SETPIPE_SZ, after) >= after
 
 
 def keep_pace(relay, moved):
@@ -1723,10 +1732,11 @@ def release(now):
         return
     madvise(scratch, SCRATCH_BYTES, MADV_DONTNEED)
     for at in range(relay_top):
-        if relays[at].is_wide and relays[at].source >= 0:
-            relays[at].is_wide = fcntl(relays[at].source, F_SETPIPE_SZ, PIPE_BYTES) < 0
-            if not relays[at].by_copy:
-                fcntl(relays[at].destination, F_SETPIPE_SZ, PIPE_BYTES)
+        if relays[at].is_wide:
+            relays[at].is_wide = not resize(relays[at].source, WIDE_PIPE_BYTES, PIPE_BYTES)
+        if relays[at].is_far_end_wide:
+            resize(relays[at].destination, WIDE_PIPE_BYTES, PIPE_BYTES)
+            relays[at].is_far_end_wide = False
 
 
 def source_failed(relay, error):

@@ -34,6 +34,12 @@ def write_lines(fd: int) -> None:
     os.close(fd)
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """All of it, however little is taken at a time."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def writing(fd: int) -> threading.Thread:
     """A thread that writes the lines and closes ``fd``."""
     thread = threading.Thread(target=write_lines, args=(fd,), daemon=True)
@@ -135,6 +141,27 @@ def test_a_stream_widens_its_pipes_until_it_is_over(
         return width(feed) == width(reader) == PIPE_BYTES
 
     eventually(is_over, "the pipes are as before")
+    os.close(feed)
+    assert service.relay_end(1).fields[1:3] == (1, 0)
+    os.close(reader)
+
+
+def test_a_pipe_that_has_been_given_another_size_keeps_it(monitor: Monitor) -> None:
+    service = monitor.service()
+    source, feed = os.pipe()
+    reader, destination = os.pipe()
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES // 2)
+    fcntl.fcntl(feed, fcntl.F_SETPIPE_SZ, 2 * PIPE_BYTES)
+    service.relay(1, source, destination)
+    data = os.urandom(32 * PIPE_BYTES)
+    thread = threading.Thread(target=write_all, args=(feed, data), daemon=True)
+    thread.start()
+    got = b""
+    while len(got) < len(data):
+        got += os.read(reader, PIPE_BYTES)
+        assert (width(reader), width(feed)) == (PIPE_BYTES // 2, 2 * PIPE_BYTES)
+    thread.join(BOUND_S)
+    assert got == data
     os.close(feed)
     assert service.relay_end(1).fields[1:3] == (1, 0)
     os.close(reader)

@@ -7,6 +7,7 @@ order, each of the runtime's commands once.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -385,6 +386,7 @@ def a_slow_reader(host: FaultyHost, folder: Path) -> None:
     """It has everything, though Delete was answered before it read."""
     path = fifo(folder / "out")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES // 2)
     try:
         container = host.started(*SLEEP)
         printed = "".join(f"{n}\n" for n in range(20_000)).encode()
