@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,13 @@ class Controller:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the hooks that only pytest-xdist knows."""
+    """Registers the hooks that only pytest-xdist knows, and undoes what our starter ignores.
+
+    Whoever starts us in the background has us ignore what tests send, and their children too.
+    """
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Controller())
 
 

@@ -9,8 +9,8 @@ enum { WORDS = 64, ARENA_BYTES = 1 << 16 };
 static char arena[ARENA_BYTES] __attribute__((aligned(16)));
 char sanitized_stack[16];
 
-long spawn_sharing_memory(void (*child)(void), void *stack) {
-  (void)child, (void)stack;
+long spawn_sharing_memory(void (*child)(void), void *stack, unsigned long flags) {
+  (void)child, (void)stack, (void)flags;
   return -EAGAIN;
 }
 
