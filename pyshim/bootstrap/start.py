@@ -63,13 +63,12 @@ def start(flags: Flags, launcher: socket.socket | None, zygote: str) -> bytes:
     path = address.socket_path(folder, flags.address, flags.namespace, group)
     url = f"{address.SCHEME}{path}"
     with contextlib.ExitStack() as undo:
+        # Before the socket is there, so that a cleanup after a crash finds it.
+        write_address(bundle, url)
         listener = claim(path)
         if listener is not None:
             undo.callback(remove, path)
             undo.enter_context(listener)
-        # Before the server starts, so that a cleanup after a crash can find the socket.
-        write_address(bundle, url)
-        if listener is not None:
             starter = messages.peer(launcher)[0] if launcher is not None else os.getpid()
             raise_oom_score(starter)
             if given.options.shim_cgroup:

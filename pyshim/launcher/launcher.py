@@ -337,12 +337,13 @@ def start_plainly(argc, argv):
         or not is_zygote_there()
         or not is_plain_config()
         or not is_plain_stdin()
+        or not write_address()
     ):
         return NO_ANSWER
     listener = claim()
     if listener < 0:
         return NO_ANSWER
-    if not write_address() or not start_plain_monitor(listener):
+    if not start_plain_monitor(listener):
         unlink(shim_url + SCHEME_BYTES)
         close(listener)
         return NO_ANSWER
@@ -899,7 +900,7 @@ def at_address(fd, is_client):
 def write_address():
     """Writes the bundle's file `address`, whole or not at all; whether that could be done.
 
-    Before the monitor starts, so that a cleanup after a crash can find the socket.
+    Before the socket is there, so that a cleanup after a crash finds it.
     """
     previous: cython.uint
     fd: cython.int

@@ -113,6 +113,7 @@ cdef enum:
     SNAPSHOT_VERSION = 1
     SNAPSHOT_VITAL = 1
 
+    FIRST_LOOK_MS = 5000
     ZYGOTE_HELLO_MS = 5000
     DIRECT_HELLO_MS = 60000
     FIRST_PAUSE_MS = 100
@@ -373,6 +374,7 @@ cdef unsigned long long events_sent
 cdef long long hello_until
 cdef long long retry_at
 cdef long long alarm_at
+cdef long long look_at
 cdef unsigned char alarm_unsent
 cdef int end_signal
 cdef unsigned char end_signal_sent

@@ -283,7 +283,7 @@ def refuse(problem, subject):
 
 def start():
     """Takes over what the launcher prepared: descriptors 3 and 4."""
-    global state_fd, next_accepted_tag, previous_program
+    global state_fd, next_accepted_tag, previous_program, look_at
     about: stat_t
     listener: cython.pointer(Held)
     if fstat(LISTENER_FD, cython.address(about)) != 0:
@@ -299,6 +299,8 @@ def start():
     listener = new_held(LISTENER_TAG, move_up(LISTENER_FD), HOLD_ACCEPT)
     set_nonblocking(listener.fd)
     watch_held(listener)
+    # Who started us may have been killed since, and nobody else knows of us.
+    look_at = now_ms() + FIRST_LOOK_MS
 
 
 def set_up():
@@ -460,6 +462,7 @@ def time_to_wait():
     due = sooner(due, hello_until)
     due = sooner(due, retry_at)
     due = sooner(due, alarm_at)
+    due = sooner(due, look_at)
     due = sooner(due, end_signal_until)
     due = sooner(due, quit_at)
     due = sooner(due, accept_again_at)
@@ -488,13 +491,14 @@ def time_to_wait():
 def keep_deadlines():
     """Does what has become due."""
     global hello_until, retry_at, alarm_at, alarm_unsent, dirty, accept_again_at
-    global confirm_until, undo_error
+    global confirm_until, undo_error, look_at
     at: cython.int
     now: cython.longlong
     if (
         hello_until == 0
         and retry_at == 0
         and alarm_at == 0
+        and look_at == 0
         and end_signal_until == 0
         and quit_at == 0
         and accept_again_at == 0
@@ -526,6 +530,9 @@ def keep_deadlines():
         alarm_at = 0
         if channel >= 0 and not parking:
             alarm_unsent = 1
+        want(True)
+    if look_at != 0 and now >= look_at:
+        look_at = 0
         want(True)
     if accept_again_at != 0 and now >= accept_again_at:
         accept_again_at = 0
@@ -1876,9 +1883,10 @@ def pump_always_ready():
 
 def activate():
     """Asks the zygote for a service, or executes Python when that cannot be done."""
-    global wanted, by_zygote, hello_until
+    global wanted, by_zygote, hello_until, look_at
     fd: cython.int
     wanted = False
+    look_at = 0
     fd = open_channel()
     if fd < 0:
         count_failure()

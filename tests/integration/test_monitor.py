@@ -236,6 +236,14 @@ def close_all(messages: list[Message]) -> None:
             os.close(fd)
 
 
+def test_a_monitor_to_which_nobody_connects_asks_for_a_service(monitor: Monitor) -> None:
+    """Whoever has started it may have been killed before anybody knew of it."""
+    service = monitor.activated()
+    close_all(service.hello())
+    service.park_in_the_end()
+    monitor.service()
+
+
 def test_dump_of_a_first_activation(monitor: Monitor) -> None:
     connection = monitor.connect()
     service = monitor.activated()

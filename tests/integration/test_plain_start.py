@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -381,3 +382,25 @@ def test_the_monitor_cannot_tell_who_started_it(
         (records / "done").rename(records / f"done{len(found)}")
         os.unlink(state.socket)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("call", ["listen", "memfd_create"])
+def test_delete_finds_the_socket_of_a_start_that_was_killed(host: Host, call: str) -> None:
+    """Between the socket and the monitor."""
+    host.start(host.bundle("warm"), "warm")  # from now on there is a zygote
+    known = set(host.sockets.iterdir())
+    bundle = host.bundle("b")
+    killing = ["strace", "-qq", "-o", os.devnull, "-e", f"inject={call}:signal=KILL"]
+    done = subprocess.run(
+        [*killing, host.launcher, "-namespace", "test", "-id", "c", *FLAGS, "start"],
+        cwd=bundle,
+        env=host.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+    assert len(set(host.sockets.iterdir()) - known) == 1
+    assert host.act("delete", bundle).returncode == 0
+    assert set(host.sockets.iterdir()) == known
