@@ -28,6 +28,8 @@ AWAY_MS = 2500
 # Those that a burst has left wait so long for the next one.
 SURPLUS_MS = 1000
 MAX_WAITING = 4
+# Each that may come back is a descriptor of the zygote's, which may have some thousand.
+MAX_AWAY = 64
 NAME = "pyshim-spare"
 NAME_IN_USE = "pyshim-service"
 
@@ -52,7 +54,7 @@ class Spares:
     @property
     def lacking(self) -> bool:
         """Whether another one is to be forked when there is time."""
-        return len(self._waiting) < self._count
+        return len(self._waiting) < self._count and len(self._away) < MAX_AWAY
 
     @property
     def due_ms(self) -> int | None:
@@ -69,9 +71,12 @@ class Spares:
         return theirs
 
     def add_away(self) -> socket.socket:
-        """The same for one that is forked with something to do."""
+        """The same for one that is forked with something to do; of many the rest cannot return."""
         end = self.add()
-        self._lend(self._waiting.pop())
+        if len(self._away) < MAX_AWAY:
+            self._lend(self._waiting.pop())
+        else:
+            self._drop(self._waiting.pop())
         return end
 
     def withdraw(self, end: socket.socket) -> None:
@@ -142,9 +147,12 @@ def await_connection(end: socket.socket) -> socket.socket:
 
 
 def come_back(end: socket.socket) -> None:
-    """In the spare: says that it may be given another connection.  Raises OSError."""
+    """In the spare: says that it may be given another connection; ends as ``await_connection``."""
     rename(NAME)
-    end.send(b"\0", socket.MSG_NOSIGNAL)
+    try:
+        end.send(b"\0", socket.MSG_NOSIGNAL)
+    except OSError:
+        os._exit(0)
 
 
 def rename(name: str) -> None:

@@ -111,3 +111,23 @@ def test_a_process_shows_its_name() -> None:
         with open("/proc/self/comm", encoding="ascii") as file:
             os._exit(file.read() != f"{spares.NAME}\n")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_of_many_that_are_away_some_do_not_come_back() -> None:
+    """Whatever happens at once, the zygote keeps descriptors for whoever asks."""
+    poller = select.poll()
+    ahead = spares.Spares(1, poller)
+    away = [ahead.add_away() for _ in range(spares.MAX_AWAY + 1)]
+    assert not ahead.lacking
+    away[0].close()
+    assert heard(ahead, poller) == 1
+    assert ahead.lacking
+    child = os.fork()
+    if child == 0:
+        spares.come_back(away[-1])
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert heard(ahead, poller) == 0
+    ahead.close()
+    for end in away:
+        end.close()
