@@ -1183,6 +1183,8 @@ def take_words(mapping, text):
             number = amount(value)
             if number < 0 or mapping.ports != 1:
                 return b"fd= names one inherited socket, for one port"
+            if mapping.given:
+                return b"fd= is there twice"
             mapping.given = True
             mapping.given_fd = cython.cast(cython.int, number)
             if control_fd >= 0:
@@ -4111,16 +4113,20 @@ def set_of_control(mapping, word, value):
     """Sets one of those.  NULL, or what is wrong."""
     at: cython.size_t = 0
     fd: cython.int
+    listens: cython.bint
     if strcmp(word, b"label") == 0:
         return cython.NULL
     if strcmp(word, b"partial") == 0:
         return choose(cython.address(mapping.partial), value, b"false", b"true")
     if is_for_all(word):
         return b"the control plane decides about this"
+    listens = strcmp(word, b"listen_netns") == 0
+    if (mapping.listen_netns if listens else mapping.backend_netns) >= 0:
+        return b"a side has one namespace"
     fd = take_passed(whole_number(value, cython.address(at)))
     if fd < 0:
         return b"the namespace has not come with the command"
-    if strcmp(word, b"listen_netns") == 0:
+    if listens:
         mapping.listen_netns = fd
     else:
         mapping.backend_netns = fd

@@ -181,6 +181,10 @@ def test_what_is_refused_leaves_nothing(relay: Controlled, backend: Echo) -> Non
             "tcp 127.0.0.1 0 127.0.0.1 1 label=" + "x" * 7000,
         ):
             assert isinstance(relay.ask(channel.add(line), (null.fileno(),)), Refused), line
+    with open("/proc/self/ns/net", "rb") as network, socket.socket() as given:
+        for word, fd in (("fd", given), ("listen_netns", network), ("backend_netns", network)):
+            line = f"tcp 127.0.0.1 0 127.0.0.1 1 {word}=0 {word}=1"
+            assert isinstance(relay.ask(channel.add(line), (fd.fileno(),) * 2), Refused), line
     assert sorted(os.listdir(f"/proc/{relay.process.pid}/fd")) == before
 
 
