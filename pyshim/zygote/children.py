@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 from pyshim.monitor import channel
@@ -90,9 +91,13 @@ def prepare() -> asyncio.AbstractEventLoop | None:
     return None
 
 
-def place(but: int = 0) -> tuple[int, int]:
-    """What no life may leave changed: how many files are open, without ``but``, and where."""
-    return len(os.listdir("/proc/self/fd")) - but, os.stat("/proc/self/ns/mnt").st_ino
+def place(but: int = 0) -> tuple[int, int, int]:
+    """What no life may leave changed: how many files are open, without ``but``; where; threads.
+
+    A thread is one that waits for a mount still, and would mount it in the midst of another life.
+    """
+    files = len(os.listdir("/proc/self/fd")) - but
+    return files, os.stat("/proc/self/ns/mnt").st_ino, threading.active_count()
 
 
 def answer(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 
 import pytest
 
 from pyshim.monitor.fds import receive
-from pyshim.zygote import spares
+from pyshim.zygote import children, spares
 
 
 @pytest.mark.parametrize(
@@ -131,3 +132,15 @@ def test_of_many_that_are_away_some_do_not_come_back() -> None:
     ahead.close()
     for end in away:
         end.close()
+
+
+def test_a_thread_that_goes_on_is_seen() -> None:
+    """Of a mount that hangs: it must not come about in the midst of another container's life."""
+    before = children.place()
+    over = threading.Event()
+    hanging = threading.Thread(target=over.wait)
+    hanging.start()
+    assert children.place() != before
+    over.set()
+    hanging.join()
+    assert children.place() == before
