@@ -718,7 +718,7 @@ def are_options(text, end):
             return False
         field = number
         text = skip_number_field(text, end)
-        if text == cython.NULL or field >> 3 == SHIM_CGROUP_FIELD:
+        if text == cython.NULL or field >> 3 == 0 or field >> 3 == SHIM_CGROUP_FIELD:
             return False
         if field & 7 == 2:  # a text, behind its length
             if number > cython.cast(uint64_t, end - text) or not is_ascii(text, number):

@@ -305,6 +305,12 @@ def test_options_that_start_does_not_need(stage: Stage) -> None:
     assert not stage.is_plain(stdin=packed(chosen))
 
 
+def test_what_is_no_message_is_for_python(stage: Stage) -> None:
+    """There is no field 0."""
+    made = any_pb2.Any(type_url=options_pb2.Options.DESCRIPTOR.full_name, value=b"\0\0")
+    assert not stage.is_plain(stdin=made.SerializeToString())
+
+
 def test_parameters_are_for_python(stage: Stage) -> None:
     params = bootstrap_pb2.BootstrapParams(instance_id="c", namespace="test")
     assert not stage.is_plain(stdin=params.SerializeToString())
