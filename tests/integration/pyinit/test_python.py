@@ -27,6 +27,11 @@ def test_module_becomes_the_program() -> None:
     assert run(sys.executable, "-m", "pyinit", "--as=dumb-init", "no-such").returncode == 2
 
 
+def test_the_command_ignores_nothing_that_the_interpreter_does() -> None:
+    show = ["--", "grep", "SigIgn", "/proc/self/status"]
+    assert run(sys.executable, "-m", "pyinit", *show).stdout.split()[1] == "0" * 16
+
+
 def test_without_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
