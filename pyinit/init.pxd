@@ -12,6 +12,7 @@ cdef enum:
     SIGSET_BYTES = 8
     LAST_SIGNAL = 64
     FIRST_REAL_TIME = 34  # of every C library: the two before are its own
+    MOST_ID = 0x7fffffff  # of users and groups
     LONGEST_MS = 86400000  # 24 hours
     AT_ONCE_MS = 1  # what 0 is taken for where 0 means that there is no such limit
     FIRST_REST_NS = 500000
@@ -175,6 +176,7 @@ cdef void map_exit(char* text) noexcept nogil
 cdef void add_variable(char* text) noexcept nogil
 cdef void add_delay(char* text) noexcept nogil
 cdef void add_delay_of(int number, long duration, const char* text) noexcept nogil
+cdef int id_in(const char* text, size_t length) noexcept nogil
 cdef void read_user(char* text) noexcept nogil
 cdef int signal_or_refuse(const char* option, const char* text) noexcept nogil
 cdef unsigned long long signals_or_refuse(const char* option, const char* text) noexcept nogil

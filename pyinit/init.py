@@ -540,8 +540,8 @@ def map_exit(text):
     """``-e N[:M]``: the command's exit code N becomes M, or 0."""
     colon: cython.p_char = strchr(text, b":")
     length: cython.size_t = strlen(text) if colon == cython.NULL else colon - text
-    code: cython.int = number_in(text, length)
-    result: cython.int = 0
+    code: cython.long = number_in(text, length)
+    result: cython.long = 0
     if length == 0 and persona == TINI:
         code = 0
     if colon != cython.NULL:
@@ -589,7 +589,7 @@ def read_user(text):
     global user, group_count
     whole: cython.p_char = text
     size: cython.size_t = span(text, b":")
-    user = number_in(text, size)
+    user = id_in(text, size)
     groups[0] = user
     group_count = 1
     if text[size] != 0:
@@ -597,12 +597,18 @@ def read_user(text):
         while text[size] != 0 and group_count < MOST_GROUPS:
             text += size + 1
             size = span(text, b",")
-            groups[group_count] = number_in(text, size)
+            groups[group_count] = id_in(text, size)
             if groups[group_count] < 0:
                 user = -1
             group_count += 1
     if user < 0 or text[size] != 0:
         refuse(b"--user: not UID[:GID[,GID...]] in numbers:", whole)
+
+
+def id_in(text, length):
+    """The number of a user or group, none of which is cut to another one, such as root; or -1."""
+    number: cython.long = number_in(text, length)
+    return cython.cast(cython.int, number) if number <= MOST_ID else -1
 
 
 def signal_or_refuse(option, text):

@@ -342,3 +342,12 @@ def test_signals_while_a_parent_death_is_watched(pyinit: str) -> None:
         assert line(init.outer).split()[0] == str(int(signal.SIGUSR2))
         assert eventually(lambda: state(command) == "S")
         os.kill(command, signal.SIGKILL)
+
+
+def test_a_number_too_large_is_not_cut_to_another(pyinit: str) -> None:
+    """2 to the power of 32 would be root."""
+    for option in ("--user=4294967296", "--user=1:4294967296", "--user=1:1,4294967296"):
+        done = run(pyinit, option, "true")
+        assert done.returncode == 125 and "--user: not UID" in done.stderr
+    done = run(pyinit, "-e", "4294967303", "sh", "-c", "exit 7")
+    assert done.returncode == 125 and "-e: 4294967303" in done.stderr.replace("'", "")
