@@ -1320,7 +1320,7 @@ def let_go():
         stop_on = bit(SIGTERM) | bit(SIGINT) | bit(SIGQUIT)
     if say_why:
         oom_kills_at_start = oom_kills()
-    if timeout_ms:
+    if timeout_ms and not only_reaps:
         arm(DUE_TIMEOUT, timeout_ms)
     if zombies_ms:
         arm(DUE_ZOMBIES, zombies_ms)
@@ -1384,6 +1384,8 @@ def pause():
         while kernel_call(SYS_wait4, -1, cython.address(status), WNOHANG, cython.NULL) > 0:
             pass
         number = next_signal(cython.address(info))
+        if armed:
+            act_on_time()
         if number and bit(number) & ending and info.si_signo == number:
             break
     tell_signal(cython.address(info))

@@ -27,6 +27,7 @@ from .inits import (
     started,
     state,
     status,
+    waits_for_ever,
 )
 
 STUBBORN = "trap 'echo told' TERM; echo ready; while :; do sleep 0.02; done"
@@ -351,3 +352,21 @@ def test_a_number_too_large_is_not_cut_to_another(pyinit: str) -> None:
         assert done.returncode == 125 and "--user: not UID" in done.stderr
     done = run(pyinit, "-e", "4294967303", "sh", "-c", "exit 7")
     assert done.returncode == 125 and "-e: 4294967303" in done.stderr.replace("'", "")
+
+
+def test_a_pause_with_a_time_limit_sleeps(pyinit: str) -> None:
+    """What is due is done once; a time limit for a command has no meaning without one."""
+    with started(pyinit, "-P", "--timeout=10ms") as process:
+        assert eventually(lambda: waits_for_ever(process.pid))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    parent = "import os, time; os.fork() or os._exit(0); time.sleep(1000)"
+    with started(*PYTHON, parent) as other:
+        assert eventually(lambda: [state(pid) for pid in children(other.pid)] == ["Z"])
+        zombie = f"zombie {children(other.pid)[0]} "
+        with started(pyinit, "-P", "--zombies=10ms", stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            assert any(told.partition(": ")[2].startswith(zombie) for told in process.stderr)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 0
