@@ -1107,7 +1107,8 @@ def arrange_rights():
     if child_death_signal:
         # After the change of user, which would clear it.
         kernel_call(SYS_prctl, PR_SET_PDEATHSIG, child_death_signal)
-        if kernel_call(SYS_getppid) != init_at_start:
+        # A parent in another pid namespace (unshare --pid) is 0 whether it lives or not.
+        if init_pid and kernel_call(SYS_getppid) != init_at_start:
             kernel_call(SYS_exit_group, 1)
     return result
 

@@ -370,3 +370,9 @@ def test_a_pause_with_a_time_limit_sleeps(pyinit: str) -> None:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 0
+
+
+def test_child_pdeath_for_the_first_of_a_namespace(pyinit: str) -> None:
+    """Which cannot see its parent, that is outside."""
+    done = run("unshare", "--pid", pyinit, "--child-pdeath", "sh", "-c", "echo $$; exit 4")
+    assert (done.returncode, done.stdout) == (4, "1\n")
