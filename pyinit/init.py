@@ -2469,7 +2469,7 @@ def field_text(name, text):
     field(name)
     if log_format == LOG_JSON:
         say(b'"')
-    while text[0] != 0:
+    while text[0] != 0 and line_length < LINE_BYTES - 8:  # room for the end of the line
         shown = text[0]
         if shown < b" " or shown == b'"' or shown == b"\\" or shown > b"~":
             shown = b"?"

@@ -376,3 +376,12 @@ def test_child_pdeath_for_the_first_of_a_namespace(pyinit: str) -> None:
     """Which cannot see its parent, that is outside."""
     done = run("unshare", "--pid", pyinit, "--child-pdeath", "sh", "-c", "echo $$; exit 4")
     assert (done.returncode, done.stdout) == (4, "1\n")
+
+
+def test_a_long_name_is_cut_within_its_quotes(pyinit: str, tmp_path: Path) -> None:
+    program = tmp_path / ("a" * 250) / ("b" * 250) / "true"
+    program.parent.mkdir(parents=True)
+    program.symlink_to("/bin/true")
+    done = run(pyinit, "--log=json", str(program))
+    start = json.loads(done.stderr.splitlines()[0])
+    assert done.returncode == 0 and str(program).startswith(start["command"])
