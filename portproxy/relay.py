@@ -4139,7 +4139,7 @@ def read_draft(text):
     owned: cython.p_char
     wrong: cython.p_const_char
     at: cython.size_t = 0
-    while text[at] >= b" " and text[at] != b'"' and text[at] != b"\\":
+    while b" " <= text[at] <= b"~" and text[at] != b'"' and text[at] != b"\\":
         at += 1
     if text[at] != 0 or at > SHOWN_BYTES:
         reply_error(0, 0, b"the line is too long or has a character that has no place in it")

@@ -178,6 +178,7 @@ def test_what_is_refused_leaves_nothing(relay: Controlled, backend: Echo) -> Non
             "tcp 127.0.0.1 0 127.0.0.1 1 log=file:/tmp/x",
             "tcp 127.0.0.1 0 127.0.0.1 1 drain=5s",
             'tcp 127.0.0.1 0 127.0.0.1 1 label="',
+            "tcp 127.0.0.1 0 127.0.0.1 1 label=\x7f",
             "tcp 127.0.0.1 0 127.0.0.1 1 label=" + "x" * 7000,
         ):
             assert isinstance(relay.ask(channel.add(line), (null.fileno(),)), Refused), line
