@@ -14,6 +14,7 @@ cdef enum:
     FIRST_REAL_TIME = 34  # of every C library: the two before are its own
     MOST_ID = 0x7fffffff  # of users and groups
     LONGEST_MS = 86400000  # 24 hours
+    KILLED_MS = 1000
     AT_ONCE_MS = 1  # what 0 is taken for where 0 means that there is no such limit
     FIRST_REST_NS = 500000
     LONGEST_REST_NS = 16000000

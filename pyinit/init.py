@@ -1697,12 +1697,12 @@ def command_ended(wait_status, usage):
     if persona == DUMB_INIT and own_group and outgoing(SIGTERM):
         at = outgoing(SIGTERM)
         tell_forwarded(at, 0, kernel_call(SYS_kill, -child, at))
-    if wait_for_all:
-        phase = WAITING
-    elif grace_ms:
+    if grace_ms:
         phase = WAITING
         everybody(SIGTERM)
         arm(DUE_GRACE, grace_ms)
+    elif wait_for_all:
+        phase = WAITING
     else:
         phase = ENDED
     if verbosity >= DEBUG and persona == DUMB_INIT:
@@ -1821,10 +1821,13 @@ def act_on_time():
             timed_out = True
             tell_stop(SIGTERM)
             deliver(SIGTERM, cython.NULL)
+        elif at == DUE_GRACE and phase == KILLING:
+            phase = ENDED  # who is left cannot be seen, or is not ours to kill
         elif at == DUE_GRACE:
             phase = KILLING
             tell_stop(SIGKILL)
             everybody(SIGKILL)
+            arm(DUE_GRACE, KILLED_MS)
         else:
             report_zombies()
             arm(DUE_ZOMBIES, zombies_ms)

@@ -113,6 +113,26 @@ def test_grace_leaves_others_alone(pyinit: str) -> None:
         assert other.poll() is None
 
 
+def test_grace_has_precedence_over_wait(pyinit: str) -> None:
+    script = f'(setsid sh -c "{STUBBORN}" &); read x; exit 5'
+    with started(pyinit, "--wait", "--grace=100ms", "--", "sh", "-c", script) as process:
+        assert line(process) == "ready"
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
+        assert line(process) == "told"
+        assert process.wait(PATIENCE_S) == 5
+
+
+def test_grace_ends_though_somebody_cannot_be_seen(pyinit: str) -> None:
+    """Without /proc and not as PID 1; whoever stays ends with the namespace."""
+    script = (
+        f"umount -l /proc; {pyinit} --grace=100ms -- sh -c '(setsid sleep 1000 &); exit 5'; exit $?"
+    )
+    done = run(*NEW_PIDS, "unshare", "--mount", "sh", "-c", script)
+    assert (done.returncode, done.stderr) == (5, "")
+
+
 def test_wait_for_all(pyinit: str) -> None:
     script = "(sleep 0.1; echo late; exit 9) & exit 5"
     for option, code in (("--wait", 5), ("--wait=last", 9)):
