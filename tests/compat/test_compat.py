@@ -26,8 +26,7 @@ from tests.compat.scenario import ALL, CONTAINERD, DOCKER, Observation, Scenario
 from tests.compat.table import Table
 
 # What a scenario calls that which programs have printed.
-OUTPUTS = {"out", "results", "words"}
-LOST = object()
+OUTPUTS = {"out", "results", "screen", "words"}
 
 EVERYTHING = os.environ.get("PYSHIM_COMPAT") == "all"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/compatibility.md"
@@ -115,6 +114,12 @@ def told(unexplained: dict[str, tuple[Any, Any]]) -> str:
     return "".join(f"\n{name}\n  ours: {ours}\n  Go's: {go}" for name, (ours, go) in pairs)
 
 
+def is_lost(ours: object, theirs: object, scenario: Scenario, name: str) -> bool:
+    """Whether the Go shim has lost the output of what was quick, where ours has it."""
+    is_known = name in scenario.expected and ours == scenario.expected[name]
+    return is_known or (bool(ours) and not theirs)
+
+
 @pytest.mark.parametrize(("pair", "scenario"), CASES)
 def test_same(running: Running, pair: tuple[str, str], scenario: Scenario, table: Table) -> None:
     generation = running.of(pair)
@@ -127,8 +132,7 @@ def test_same(running: Running, pair: tuple[str, str], scenario: Scenario, table
         unexplained: dict[str, tuple[Any, Any]] = {}
         for name, pair in differs.items():
             keys = {explained[name].key} if name in explained else wordings(*pair)
-            # The Go shim may lose the output of whatever is quick; ours is known beforehand.
-            if name in OUTPUTS and ours.get(name) == scenario.expected.get(name, LOST):
+            if name in OUTPUTS and is_lost(ours.get(name), theirs.get(name), scenario, name):
                 keys = {"fast-output"}
             cell.keys |= keys or set()
             if not keys:
