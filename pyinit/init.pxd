@@ -238,6 +238,7 @@ cdef void send(int number, siginfo_t* info) noexcept nogil
 cdef bint reap(siginfo_t* info) noexcept nogil
 cdef bint can_wait(siginfo_t* info) noexcept nogil
 cdef bint somebody_died() noexcept nogil
+cdef long fetch(unsigned long long wanted) noexcept nogil
 cdef void let_kernel_reap() noexcept nogil
 cdef int kept_status() noexcept nogil
 cdef void command_ended(int wait_status, long* usage) noexcept nogil

@@ -1614,19 +1614,20 @@ def can_wait(info):
 
 def somebody_died():
     """Whether there is a SIGCHLD that was not fetched during a rest; fetches it."""
+    return fetch(bit(SIGCHLD)) > 0
+
+
+def fetch(wanted):
+    """Takes one of the signals ``wanted`` that are there by now; its number, or an error."""
     info: siginfo_t
     at_once: timespec
-    wanted: cython.ulonglong = bit(SIGCHLD)
     at_once.tv_sec = at_once.tv_nsec = 0
-    return (
-        kernel_call(
-            SYS_rt_sigtimedwait,
-            cython.address(wanted),
-            cython.address(info),
-            cython.address(at_once),
-            SIGSET_BYTES,
-        )
-        > 0
+    return kernel_call(
+        SYS_rt_sigtimedwait,
+        cython.address(wanted),
+        cython.address(info),
+        cython.address(at_once),
+        SIGSET_BYTES,
     )
 
 
@@ -1726,9 +1727,6 @@ def status_of(wait_status):
 def command_stopped(number):
     """Ctrl-Z: with a shell above us, that gets the terminal; without one nothing stays stopped."""
     parent: cython.long
-    info: siginfo_t
-    at_once: timespec
-    wanted: cython.ulonglong = bit(SIGCONT)
     if number != SIGTSTP and number != SIGTTIN and number != SIGTTOU:
         return
     if init_pid == 1 or leads_session:
@@ -1741,14 +1739,7 @@ def command_stopped(number):
     set_foreground(child, kernel_call(SYS_getpgid, 0))
     kernel_call(SYS_kill, init_pid, SIGSTOP)
     # Here the shell has resumed us, by a signal that the command gets from us below.
-    at_once.tv_sec = at_once.tv_nsec = 0
-    kernel_call(
-        SYS_rt_sigtimedwait,
-        cython.address(wanted),
-        cython.address(info),
-        cython.address(at_once),
-        SIGSET_BYTES,
-    )
+    fetch(bit(SIGCONT))
     set_foreground(kernel_call(SYS_getpgid, 0), child)
     kernel_call(SYS_kill, -child, SIGCONT)
 
