@@ -5,16 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import plain_only
-from tests.integration.tool import Tool, echo, says
+from tests.integration.tool import Run, echo, says, tools
 
 pytestmark = plain_only
-Run = Callable[..., Tool]
 ATTACH, DETACH, STEP, GET, SET = 16, 17, 9, 12, 13
 WALL = 0x40000000
 # Where the registers of x86-64 stand in user_regs_struct.
@@ -43,16 +42,8 @@ FORBIDDEN = {
 
 @pytest.fixture
 def run(programs: Path) -> Iterator[Run]:
-    """Starts tools; they are gone afterwards."""
-    started: list[Tool] = []
-
-    def start(*options: str) -> Tool:
-        started.append(Tool(programs, *options))
-        return started[-1]
-
-    yield start
-    for tool in started:
-        tool.end()
+    with tools(programs) as start:
+        yield start
 
 
 class Debugged:

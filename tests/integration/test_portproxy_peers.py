@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.conftest import plain_only
 from tests.integration.relays import BOUND_S, eventually, free_port
-from tests.integration.tool import Tool
+from tests.integration.tool import Tool, tools
 
 pytestmark = plain_only
 Serve = Callable[[list[str]], None]
@@ -60,16 +60,8 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def run(programs: Path) -> Iterator[Callable[..., Tool]]:
-    """Starts tools; they are gone afterwards."""
-    started: list[Tool] = []
-
-    def start(*options: str) -> Tool:
-        started.append(Tool(programs, *options))
-        return started[-1]
-
-    yield start
-    for tool in started:
-        tool.end()
+    with tools(programs) as start:
+        yield start
 
 
 def nginx(serve: Serve, folder: Path) -> int:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,22 @@ def echo(name: str = "", family: int = socket.AF_INET, at: object = None) -> Ite
         yield made
     finally:
         made.end()
+
+
+Run = Callable[..., Tool]
+
+
+@contextlib.contextmanager
+def tools(programs: Path) -> Iterator[Run]:
+    """Starts tools by their options; they are gone afterwards."""
+    with contextlib.ExitStack() as started:
+
+        def start(*options: str) -> Tool:
+            tool = Tool(programs, *options)
+            started.callback(tool.end)
+            return tool
+
+        yield start
 
 
 def says(where: object, family: int = socket.AF_INET) -> str:

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 jmp_buf fuzz_end;
@@ -82,6 +83,31 @@ void fuzz_free_all(void) {
 unsigned fuzz_short(struct input *in) {
   unsigned low = fuzz_byte(in);
   return low | fuzz_byte(in) << 8;
+}
+
+enum { MOST_SENT = 8 };
+void fuzz_send(int to, void *data, size_t size, int *fds, unsigned count) {
+  char control[CMSG_SPACE(MOST_SENT * sizeof(int))] = {0};
+  struct iovec part = {data, size};
+  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+  if (count > MOST_SENT) {
+    abort();
+  }
+  if (count) {
+    message.msg_control = control;
+    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(head), fds, count * sizeof(int));
+  }
+  if (to >= 0) {
+    sendmsg(to, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  }
+  while (count--) {
+    close(fds[count]);
+  }
 }
 
 int fuzz_memfd(struct input *in) {

@@ -37,6 +37,9 @@ void *fuzz_realloc(void *old, size_t size);
 void fuzz_free(void *memory);
 void fuzz_free_all(void);
 
+/* Sends `size` bytes with `count` descriptors over `to`, unless that is -1; closes these. */
+void fuzz_send(int to, void *data, size_t size, int *fds, unsigned count);
+
 /* A memfd with the next bytes of the input, as many as the u16 before them says. */
 int fuzz_memfd(struct input *in);
 

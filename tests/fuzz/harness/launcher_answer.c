@@ -53,28 +53,13 @@ void *fuzz_mmap(void *at, size_t size, int access, int flags, int fd, off_t offs
 /* Each datagram: how many descriptors, what they are, a u16 of length, its bytes. */
 static void say(struct input *in, int zygote) {
   static uint8_t data[1 << 16];
-  char control[CMSG_SPACE(MOST * sizeof(int))] = {0};
   int fds[MOST], count = fuzz_byte(in) % (MOST + 1);
   for (int at = 0; at < count; at++) {
     fds[at] = fuzz_byte(in) % 4 ? fuzz_memfd(in) : dup(0);
   }
   size_t size = fuzz_short(in);
   fuzz_bytes(in, data, size);
-  struct iovec part = {data, size};
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-  if (count) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(count * sizeof(int));
-    memcpy(CMSG_DATA(head), fds, count * sizeof(int));
-  }
-  sendmsg(zygote, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-  for (int at = 0; at < count; at++) {
-    close(fds[at]);
-  }
+  fuzz_send(zygote, data, size, fds, count);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -161,7 +161,6 @@ static int make_fd(struct input *in) {
 /* How many descriptors, what they are, a u16 of length, the bytes. */
 static void send_datagram(struct input *in, unsigned count) {
   static uint8_t data[1 << 16];
-  char control[CMSG_SPACE(MOST_FDS * sizeof(int))] = {0};
   int fds[MOST_FDS];
   count %= MOST_FDS + 1;
   for (unsigned at = 0; at < count; at++) {
@@ -169,23 +168,7 @@ static void send_datagram(struct input *in, unsigned count) {
   }
   size_t size = fuzz_short(in);
   fuzz_bytes(in, data, size);
-  struct iovec part = {data, size};
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-  if (count) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(count * sizeof(int));
-    memcpy(CMSG_DATA(head), fds, count * sizeof(int));
-  }
-  if (service >= 0) {
-    sendmsg(service, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-  }
-  for (unsigned at = 0; at < count; at++) {
-    close(fds[at]);
-  }
+  fuzz_send(service, data, size, fds, count);
 }
 
 static void say_hello(void) {

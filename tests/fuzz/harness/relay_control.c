@@ -57,7 +57,6 @@ static int made(unsigned kind) {
 /* One command as the input has it: how many descriptors, their kinds, the size and the text. */
 static void send_one(struct input *in) {
   static char text[1 << 16];
-  char room[CMSG_SPACE(MOST_FDS * sizeof(int))] = {0};
   int fds[MOST_FDS], count = fuzz_byte(in) % (MOST_FDS + 1);
   for (int at = 0; at < count; at++) {
     if ((fds[at] = made(fuzz_byte(in))) < 0) {
@@ -67,21 +66,7 @@ static void send_one(struct input *in) {
   size_t size = fuzz_short(in);
   size = size < fuzz_left(in) ? size : fuzz_left(in);
   fuzz_bytes(in, text, size);
-  struct iovec part = {text, size};
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-  if (count) {
-    message.msg_control = room;
-    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(count * sizeof(int));
-    memcpy(CMSG_DATA(head), fds, count * sizeof(int));
-  }
-  sendmsg(plane, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-  while (count--) {
-    close(fds[count]);
-  }
+  fuzz_send(plane, text, size, fds, count);
 }
 
 /* An answer is printable text of a bounded size. */
