@@ -84,6 +84,11 @@ class Events:
         """The topics alone."""
         return [topic for topic, _ in self.of(container)]
 
+    def whole(self, container: str) -> list[str]:
+        """The topics once the last, delete, has come; the answer to Delete may be here before."""
+        self.await_topic(container, "delete")
+        return self.topics(container)
+
     def exits(self, container: str) -> list[tuple[str, int]]:
         """The ids and statuses of the exits of ``container``, in order."""
         return [(e.id, e.exit_status) for topic, e in self.of(container) if topic == "exit"]

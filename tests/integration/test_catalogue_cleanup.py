@@ -192,7 +192,7 @@ def test_39_a_delete_whose_answer_came_too_late_succeeds_again(host: Host, tmp_p
         container.state()
     assert caught.value.code == Code.NOT_FOUND
     container.leave()
-    assert host.events.topics(container.name).count("delete") == 1
+    assert host.events.whole(container.name).count("delete") == 1
 
 
 def test_39_a_delete_that_failed_succeeds_again(host: Host, tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def oom_before_exit(host: Host, container: Container) -> None:
     """Waits for the kernel's kill; each is told once or more, and never after the exit."""
     container.wait()
     container.finish()
-    topics = host.events.topics(container.name)
+    topics = host.events.whole(container.name)
     assert "oom" in topics, topics
     assert topics.index("oom") < topics.index("exit"), topics
     assert "oom" not in topics[topics.index("exit") :], topics

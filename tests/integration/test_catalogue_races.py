@@ -147,7 +147,7 @@ def test_03_an_init_that_dies_while_it_is_created(host: Host, tmp_path: Path, wa
     with pytest.raises(StatusError):
         container.start()
     assert container.finish().exit_status == KILLED
-    assert host.events.topics(container.name) == ["create", "exit", "delete"]
+    assert host.events.whole(container.name) == ["create", "exit", "delete"]
 
 
 def test_04_no_exit_comes_before_its_start(host: Host) -> None:
@@ -159,7 +159,7 @@ def test_04_no_exit_comes_before_its_start(host: Host) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         names = list(pool.map(one, range(200)))
-    assert all(in_order(host.events.topics(name)) for name in names)
+    assert all(in_order(host.events.whole(name)) for name in names)
 
 
 def test_05_execs_do_not_wait_for_each_other(host: Host, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_11_a_kill_and_a_delete_give_one_exit(host: Host) -> None:
         container.finish()
         eventually(lambda: not host.monitors(), "the monitor has ended")
         assert host.events.exits(container.name) == [(container.name, KILLED)]
-        assert host.events.topics(container.name)[-2:] == ["exit", "delete"]
+        assert host.events.whole(container.name)[-2:] == ["exit", "delete"]
 
 
 def test_12_what_never_ran_has_no_exit(host: Host) -> None:
@@ -446,8 +446,7 @@ def test_17_a_pod_that_is_killed_at_once(host: Host, slow: bool) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(Container.finish, pod))
     for container in pod:
-        host.events.await_topic(container.name, "delete")
-        assert in_order(host.events.topics(container.name))
+        assert in_order(host.events.whole(container.name))
 
 
 def sharing_pids_of(pid: int, limit: int = 0) -> Callable[[dict[str, Any]], None]:
@@ -482,7 +481,7 @@ def test_18_memory_runs_out_in_a_pod_that_shares_its_pids(host: Host) -> None:
     assert statuses(first, names) == [0] * len(names)
     for container in eaters:
         container.finish()
-        topics = host.events.topics(container.name)
+        topics = host.events.whole(container.name)
         assert topics == ["create", "start", "oom", "exit", "delete"]
     first.end()
 
@@ -517,7 +516,7 @@ def test_19_a_shutdown_among_exits(host: Host) -> None:
             assert container.wait().exit_status == 0
             container.finish()
         assert os.waitpid(monitor, 0) == (monitor, 0)
-        assert all(in_order(host.events.topics(container.name)) for container in pod)
+        assert all(in_order(host.events.whole(container.name)) for container in pod)
 
 
 def sleepers(host: Host) -> list[int]:

@@ -65,7 +65,7 @@ def test_the_last_output_of_a_thousand_containers(host: Host, tmp_path: Path) ->
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         names = list(pool.map(one, range(1000)))
-    orders = {tuple(host.events.topics(name)) for name in names}
+    orders = {tuple(host.events.whole(name)) for name in names}
     assert orders == {("create", "start", "exit", "delete")}
 
 

@@ -148,7 +148,7 @@ def test_create(host: Host, fault: str) -> None:
         container.create()
         container.start()
         container.end()
-        assert host.events.topics(container.name) == ["create", "start", "exit", "delete"]
+        assert host.events.whole(container.name) == ["create", "start", "exit", "delete"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -83,8 +83,7 @@ def test_nothing_is_lost_and_nothing_told_twice(host: Host, tmp_path: Path) -> N
         names = list(pool.map(lambda number: life(host, tmp_path, number), range(100)))
     assert len(killed) > 20
     for name in names:
-        host.events.await_topic(name, "delete")
-        topics = host.events.topics(name)
+        topics = host.events.whole(name)
         assert topics == [
             *("create", "start", *("exec-added", "exec-started", "exit") * 3, "exit", "delete")
         ]
@@ -106,7 +105,7 @@ def test_an_event_that_is_answered_late_is_told_once(host: Host) -> None:
         host.events.unblock()
     host.events.await_topic(container.name, "start")
     container.end()
-    assert host.events.topics(container.name) == ["create", "start", "exit", "delete"]
+    assert host.events.whole(container.name) == ["create", "start", "exit", "delete"]
 
 
 def test_the_go_shim_tells_it_again(go: GoHost) -> None:

@@ -345,7 +345,8 @@ def test_orphan_is_tracked_while_it_runs(monitor: Monitor) -> None:
     service.spawn("sh", "-c", "sleep 1000 >&- & echo $!", fds=(os.dup(0), write_end))
     with os.fdopen(read_end) as output:
         orphan = int(output.read())
-    assert service.ask(Type.TRACK, orphan, 0) == (0, 0)
+    # The shell closes its files a moment before its child is ours.
+    eventually(lambda: service.ask(Type.TRACK, orphan, 0) == (0, 0), "the orphan is tracked")
     assert service.ask(Type.KILL, orphan, signal.SIGTERM) == (0, 0)
     assert service.exit_of(orphan).fields[1:4] == (5, 0, signal.SIGTERM)
 

@@ -191,7 +191,7 @@ def test_ten_upgrades_of_a_container_that_counts_and_holds_a_connection(
     assert container.receive(waiting, task_pb2.WaitResponse).exit_status == 7
     assert container.finish().exit_status == 7
     assert_counted(reader)
-    topics = host.events.topics(container.name)
+    topics = host.events.whole(container.name)
     assert topics == [
         *("create", "start", *("exec-added", "exec-started") * 2, "exit", "exit", "exit", "delete")
     ]

@@ -212,6 +212,10 @@ class Terminal:
         self.pid, self.file = pty.fork()
         if self.pid == 0:
             os.execvpe(command[0], command, {**os.environ, "PS1": "$ ", **environment})
+        # With a Ctrl-C the kernel would throw away what has been written and not read.
+        mode = termios.tcgetattr(self.file)
+        mode[3] |= termios.NOFLSH
+        termios.tcsetattr(self.file, termios.TCSANOW, mode)
 
     def type(self, text: str) -> None:
         """What somebody types."""
