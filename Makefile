@@ -14,8 +14,7 @@ SEED ?= 1
 # And `make fuzz`.
 SECONDS ?= 600
 
-# Tests wait more than they compute.  Sockets lie below the folder of a run: its path is short.
-WORKERS ?= 3
+WORKERS ?= 2
 
 .PHONY: demo test compat soak fuzz lint wheels bench setup clean
 
@@ -60,9 +59,7 @@ lint: setup
 
 test: lint $(VENV)/.test-packages
 	$(BIN)/python hatch_build.py --arch aarch64 --out build/aarch64 pyinit
-	folder=$$(mktemp -d /tmp/t.XXXXXX); \
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --basetemp=$$folder/t; \
-	code=$$?; rm -rf --one-file-system $$folder; exit $$code
+	sh tests/in-memory $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # All scenarios on all daemons; the newer ones are fetched once, into $$PYSHIM_PEERS or ~/.cache.
 compat: setup $(VENV)/.test-packages

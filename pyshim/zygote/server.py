@@ -29,7 +29,7 @@ import pyshim
 from pyshim import settings
 from pyshim.zygote import address, children, spares, watch
 
-# What children need; a module that is not there yet costs its child an import error, not us.
+# What children need; a module that cannot be imported costs its child an error, not us.
 WARM_MODULES = (
     "uvloop",
     "asyncio",
@@ -146,8 +146,18 @@ def take_lock(lock: int, path: str) -> bool:
             time.sleep(0.01)
 
 
+class Ending:
+    """Whether a signal has told us to end.
+
+    What it raises is lost where it comes into a finalizer, of which warming up has many.
+    """
+
+    told = False
+
+
 def end(_number: int, _frame: object) -> None:
     """SIGTERM: unwinds ``serve``, which removes the socket."""
+    Ending.told = True
     raise SystemExit(0)
 
 
@@ -184,7 +194,7 @@ def record_interpreter(path: Path) -> None:
 def warm_up() -> None:
     """Imports what children use, and keeps their collector away from all of it."""
     for name in WARM_MODULES:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
     for _ in range(REHEARSALS):
         children.rehearse()
@@ -228,7 +238,7 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
         poller.register(gone, select.POLLIN)
     ours_alone = [listener.fileno(), lock, gone]
     family = Family(path, ours_alone, spares.Spares(spares.wanted(), poller))
-    while is_ours(path, ours):
+    while is_ours(path, ours) and not Ending.told:
         due_ms = family.spares.due_ms
         ready = [fd for fd, _ in poller.poll(idle_ms if due_ms is None else min(idle_ms, due_ms))]
         if not ready and due_ms is None:

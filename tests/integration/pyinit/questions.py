@@ -298,6 +298,7 @@ def folder_held(init: Init) -> str:
     """Whether its working directory is still that of whoever started it."""
     words = [*init.words, *init.quiet]
     with tempfile.TemporaryDirectory() as folder, listening(*words, cwd=folder) as found:
+        assert eventually(lambda: state(found.pid) == "S")  # its command may run before it goes on
         return "held" if os.readlink(f"/proc/{found.pid}/cwd") != "/" else "let go"
 
 
@@ -306,6 +307,7 @@ def files_held(init: Init) -> str:
     with tempfile.NamedTemporaryFile() as file, listening(
         *init.words, *init.quiet, pass_fds=[file.fileno()]
     ) as found:  # fmt: skip
+        assert eventually(lambda: state(found.pid) == "S")
         held = [os.readlink(x) for x in Path(f"/proc/{found.pid}/fd").iterdir()]
         return "held" if file.name in held else "let go"
 
