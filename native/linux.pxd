@@ -149,13 +149,13 @@ cdef extern from "<unistd.h>" nogil:
     enum: X_OK
 
 cdef extern from "<sys/syscall.h>" nogil:
-    enum: SYS_close_range, SYS_pidfd_open, SYS_pidfd_send_signal
+    enum: SYS_close_range, SYS_execveat, SYS_pidfd_open, SYS_pidfd_send_signal
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int fd, int command, ...)
     int open(const char* path, int flags, ...)
     enum: F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC
-    enum: O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY, O_RDWR
+    enum: AT_EMPTY_PATH, O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY, O_RDWR
 
 cdef extern from "<sys/mman.h>" nogil:
     int memfd_create(const char* name, unsigned int flags)

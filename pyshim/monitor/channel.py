@@ -56,6 +56,7 @@ class WelcomeFlag(IntFlag):
     DIED = 1
     PROBATION = 2
     UPGRADES = 4
+    EXECUTABLES = 8
 
 
 class HoldFlag(IntFlag):
@@ -91,6 +92,7 @@ class RelayFlag(IntFlag):
 
 
 SPAWN_DIE_WITH_MONITOR = 1
+SPAWN_EXECUTABLE = 2
 RELAY_ENDED = 1
 RELAY_NOBODY_READS = 2
 

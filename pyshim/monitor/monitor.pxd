@@ -49,6 +49,7 @@ cdef enum:
     WELCOME_DIED = 1
     WELCOME_PROBATION = 2
     WELCOME_UPGRADES = 4
+    WELCOME_EXECUTABLES = 8
     HOLD_WATCH = 1
     HOLD_ACCEPT = 2
     HOLD_OPEN = 4
@@ -62,6 +63,7 @@ cdef enum:
     RELAY_ENDED = 1
     RELAY_NOBODY_READS = 2
     SPAWN_DIE_WITH_MONITOR = 1
+    SPAWN_EXECUTABLE = 2
     STOP_NOW = 0
     STOP_DRAIN = 1
     STOP_FORGET = 2
@@ -435,6 +437,7 @@ cdef int* child_fds
 cdef int child_fd_count
 cdef bint child_dies_with_us
 cdef bint child_is_service
+cdef int child_program  # what it is to execute instead of what its first argument names; or -1
 cdef int child_error
 cdef int moved_fds[DATAGRAM_FDS]
 cdef char path[PATH_BYTES]

@@ -15,6 +15,7 @@ event can speak of a descriptor that the one before it has closed.
 import cython
 from cython.cimports.linux import (
     AF_UNIX,
+    AT_EMPTY_PATH,
     CLOCK_MONOTONIC,
     CLOCK_REALTIME,
     CMSG_DATA,
@@ -122,6 +123,7 @@ from cython.cimports.linux import (
     WNOHANG,
     WNOWAIT,
     SYS_close_range,
+    SYS_execveat,
     SYS_rt_sigprocmask,
     _exit,
     accept4,
@@ -776,7 +778,7 @@ def forget(pid):
 def spawn(body, fds, count, value):
     """SPAWN; the error for the reply.  The descriptors stay the caller's."""
     global child_argv, child_env, child_cwd, child_fds, child_fd_count, child_dies_with_us
-    global child_is_service, spawned_count
+    global child_is_service, child_program, spawned_count
     about: stat_t
     size: cython.size_t
     whole: cython.size_t
@@ -822,6 +824,10 @@ def spawn(body, fds, count, value):
         child_cwd = memory + 8
         child_fds = fds + 1
         child_fd_count = count - 1
+        child_program = -1
+        if body.flags & SPAWN_EXECUTABLE:
+            child_fd_count -= 1
+            child_program = fds[count - 1]
         child_dies_with_us = (body.flags & SPAWN_DIE_WITH_MONITOR) != 0
         child_is_service = False
         pid = start_child()
@@ -909,6 +915,7 @@ def fork_child():
 
 def become_child():
     """The child, in the monitor's memory: executes its program or ends, and never returns."""
+    global child_program
     nothing: cython.ulonglong = 0
     fd: cython.int
     at: cython.int
@@ -926,6 +933,8 @@ def become_child():
             moved_fds[at] = fd
         else:
             moved_fds[at] = child_fds[at]
+    if 0 <= child_program and child_program < CHILD_FD_FLOOR:
+        child_program = fcntl(child_program, F_DUPFD_CLOEXEC, CHILD_FD_FLOOR)
     for at in range(3):
         dup2(null_fd, at)
     for at in range(child_fd_count):
@@ -944,6 +953,9 @@ def become_child():
         cython.NULL,
         KERNEL_SIGSET_BYTES,
     )
+    if child_program >= 0:
+        # What cannot be executed so, as where the host forbids programs in memory, has a path yet.
+        syscall(SYS_execveat, child_program, b"", child_argv, child_env, AT_EMPTY_PATH)
     fail_child(search_and_execute())
 
 
@@ -1944,7 +1956,7 @@ def send_to_zygote(connection, fd):
 def start_directly():
     """Executes Python with a channel of its own."""
     global child_argv, child_env, child_cwd, child_fds, child_fd_count, child_dies_with_us
-    global child_is_service, direct_pid, by_zygote, hello_until
+    global child_is_service, child_program, direct_pid, by_zygote, hello_until
     arguments: cython.p_char[7]
     fd: cython.int = open_channel()
     pid: cython.int
@@ -1966,6 +1978,7 @@ def start_directly():
     child_fd_count = 1
     child_dies_with_us = False
     child_is_service = True
+    child_program = -1
     pid = start_child()
     close(fd)
     if pid < 0:
@@ -2254,7 +2267,11 @@ def carry_out_one(header, body, fds):
         close(state_fd)
         state_fd = fds[0]
     elif kind == SPAWN:
-        if cython.cast(cython.pointer(SpawnBody), body).flags & ~SPAWN_DIE_WITH_MONITOR:
+        if cython.cast(cython.pointer(SpawnBody), body).flags & ~(
+            SPAWN_DIE_WITH_MONITOR | SPAWN_EXECUTABLE
+        ):
+            return False
+        if cython.cast(cython.pointer(SpawnBody), body).flags & SPAWN_EXECUTABLE and header.fds < 2:
             return False
         error = spawn(
             cython.cast(cython.pointer(SpawnBody), body), fds, header.fds, cython.address(value)
@@ -2525,7 +2542,7 @@ def put_welcome():
     body: FourWords
     body.a = VERSION
     body.b = own_pid
-    body.c = WELCOME_UPGRADES
+    body.c = WELCOME_UPGRADES | WELCOME_EXECUTABLES
     if previous_died:
         body.c |= WELCOME_DIED
     if previous_program >= 0:
@@ -2728,7 +2745,7 @@ def name_at(names, index):
 def rehearse():
     """Has the new program read a snapshot, in a process of its own; 0 or the error."""
     global child_argv, child_env, child_cwd, child_fds, child_fd_count, child_dies_with_us
-    global child_is_service, rehearsal_pid
+    global child_is_service, child_program, rehearsal_pid
     program: cython.char[FD_PATH_BYTES]
     arguments: cython.p_char[8]
     fd: cython.int = write_snapshot()
@@ -2750,6 +2767,7 @@ def rehearse():
     child_fd_count = 1
     child_dies_with_us = True
     child_is_service = True
+    child_program = -1
     pid = start_child()
     close(fd)
     if pid < 0:

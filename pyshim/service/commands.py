@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from pyshim.api import state_pb2
 from pyshim.monitor import channel
-from pyshim.monitor.channel import Message, Type
+from pyshim.monitor.channel import Message, Type, WelcomeFlag
 from pyshim.monitor.fds import memfd
-from pyshim.runtime import command, descendants
+from pyshim.runtime import command, descendants, program
 from pyshim.service.store import Record, Store
 from pyshim.settings import seconds
 from pyshim.stdio.streams import Streams
@@ -74,10 +74,14 @@ def spawn(
     call.token = store.new_number()
     call.log_size = command.log_size(cwd)
     sequence, reply = store.link.expect()
-    fields = (call.token, channel.SPAWN_DIE_WITH_MONITOR, 0)
-    program = channel.encode_program(cwd, argv, dict(store.state.env))
-    fd = streams.own(memfd(program))
-    message = Message(Type.SPAWN, fields, (fd, *streams.child), sequence)
+    flags = channel.SPAWN_DIE_WITH_MONITOR
+    env = dict(store.state.env)
+    fds = [streams.own(memfd(channel.encode_program(cwd, argv, env))), *streams.child]
+    copy = program.copy_of(argv[0], env.get("PATH", ""))
+    if copy >= 0 and store.monitor_flags & WelcomeFlag.EXECUTABLES:
+        flags |= channel.SPAWN_EXECUTABLE
+        fds.append(copy)
+    message = Message(Type.SPAWN, (call.token, flags, 0), tuple(fds), sequence)
     store.commit(*streams.messages, message, owned=streams.sent(store))
     return reply
 

@@ -17,21 +17,25 @@ from typing import TYPE_CHECKING
 
 from pyshim.monitor import channel
 from pyshim.monitor.fds import receive
+from pyshim.runtime import program
 from pyshim.zygote import messages, spares
 from pyshim.zygote.messages import Kind
 
 if TYPE_CHECKING:
     import asyncio
 
+    from pyshim.zygote.copies import Copy
+
 REQUEST_TIMEOUT_S = 5.0
 # Whatever one life has left in memory ends with the last.
 MAX_LIVES = 200
 
 
-def become(end: socket.socket, path: str, connection: socket.socket | None) -> None:
+def become(end: socket.socket, path: str, connection: socket.socket | None, copy: Copy) -> None:
     """Does what a connection asks for: ``connection``, then those that come from ``end``.
 
-    Without the first it is a spare, which has time to get ready.  Never returns.
+    Without the first it is a spare, which has time to get ready.  ``copy`` is the zygote's.
+    Never returns.
     """
     code = 1
     try:
@@ -41,7 +45,7 @@ def become(end: socket.socket, path: str, connection: socket.socket | None) -> N
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.umask(0o022)
         os.setsid()
-        code = live(end, path, connection)
+        code = live(end, path, connection, copy)
     except BaseException as error:  # whatever it is, nobody above us may see it
         with contextlib.suppress(OSError):
             os.write(2, f"pyshim: {type(error).__name__}: {error}\n".encode())
@@ -49,19 +53,24 @@ def become(end: socket.socket, path: str, connection: socket.socket | None) -> N
         os._exit(code)
 
 
-def live(end: socket.socket, path: str, connection: socket.socket | None) -> int:
+def live(end: socket.socket, path: str, connection: socket.socket | None, copy: Copy) -> int:
     """All lives; the exit code of the last."""
-    before = place(but=0 if connection is None else 1)
+    if connection is None:
+        copy.close()
+    fd, identity = copy.fd, copy.identity
+    before = place(but=(connection is not None) + (fd >= 0))
     environment = dict(os.environ)
     loop = None
     if connection is None:
         spares.rename(spares.NAME)
         rehearse()
         loop = prepare()
-        connection = spares.await_connection(end)
+        connection, fd, identity = spares.await_connection(end)
     for _ in range(MAX_LIVES):
+        program.begin(fd, identity)
         with connection:
             code = answer(connection, path, loop)
+        used = program.end()
         if loop is not None and not loop.is_closed():
             loop.close()
         if environment != os.environ:
@@ -70,8 +79,8 @@ def live(end: socket.socket, path: str, connection: socket.socket | None) -> int
         if code or place() != before:
             return code
         loop = prepare()
-        spares.come_back(end)
-        connection = spares.await_connection(end)
+        spares.come_back(end, used)
+        connection, fd, identity = spares.await_connection(end)
     return 0
 
 

@@ -27,7 +27,7 @@ import daemon
 
 import pyshim
 from pyshim import settings
-from pyshim.zygote import address, children, spares, watch
+from pyshim.zygote import address, children, copies, spares, watch
 
 # What children need; a module that cannot be imported costs its child an error, not us.
 WARM_MODULES = (
@@ -236,17 +236,19 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
     gone = watch.begin(path)
     if gone >= 0:
         poller.register(gone, select.POLLIN)
-    ours_alone = [listener.fileno(), lock, gone]
-    family = Family(path, ours_alone, spares.Spares(spares.wanted(), poller))
+    family = Family(path, [listener.fileno(), lock, gone], poller)
     while is_ours(path, ours) and not Ending.told:
         due_ms = family.spares.due_ms
-        ready = [fd for fd, _ in poller.poll(idle_ms if due_ms is None else min(idle_ms, due_ms))]
-        if not ready and due_ms is None:
+        copy_ms = family.copy.due_ms
+        waits = [ms for ms in (idle_ms, due_ms, copy_ms) if ms is not None]
+        ready = [fd for fd, _ in poller.poll(min(waits))]
+        if not ready and due_ms is None and copy_ms is None:
             return
         for fd in ready:
             family.spares.heard(fd)
+        family.copy.settle()
         try:
-            if not ready:
+            if not ready and due_ms == min(waits):
                 family.settle()
             elif listener.fileno() in ready:
                 connection, _ = listener.accept()
@@ -265,10 +267,11 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
 class Family:
     """What a child must not have of the zygote's, and the forks."""
 
-    def __init__(self, path: str, fds: list[int], ahead: spares.Spares) -> None:
+    def __init__(self, path: str, fds: list[int], poller: select.poll) -> None:
         self.path = path
         self.fds = fds
-        self.spares = ahead
+        self.copy = copies.Copy()
+        self.spares = spares.Spares(spares.wanted(), poller, self.copy)
 
     def settle(self) -> None:
         """Forks a spare that is lacking, or ends one that is too many.  Raises OSError."""
@@ -290,7 +293,7 @@ class Family:
                     if fd >= 0:
                         os.close(fd)
                 self.spares.close()
-                children.become(end, self.path, connection)
+                children.become(end, self.path, connection, self.copy)
         except OSError:
             self.spares.withdraw(end)
             raise

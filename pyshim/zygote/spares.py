@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pyshim import settings
 from pyshim.monitor.fds import receive
+from pyshim.zygote.copies import Copy
 
 # Each takes 4 MB.  A second would serve the service that `start` brings about, which `ctr run`
 # does not gain by.
@@ -30,6 +31,7 @@ SURPLUS_MS = 1000
 MAX_WAITING = 4
 # Each that may come back is a descriptor of the zygote's, which may have some thousand.
 MAX_AWAY = 64
+MOST_BYTES = 4096
 NAME = "pyshim-spare"
 NAME_IN_USE = "pyshim-service"
 
@@ -42,12 +44,13 @@ def wanted() -> int:
 class Spares:
     """The zygote's ends of the spares' sockets: ``count`` are to wait, others are away.
 
-    ``poller`` hears of each that comes back, and of each that ends.
+    ``poller`` hears of each that comes back, and of each that ends; ``copy`` of what it has used.
     """
 
-    def __init__(self, count: int, poller: select.poll) -> None:
+    def __init__(self, count: int, poller: select.poll, copy: Copy) -> None:
         self._count = count
         self._poller = poller
+        self._copy = copy
         self._waiting: list[socket.socket] = []
         self._away: dict[int, socket.socket] = {}
 
@@ -90,7 +93,8 @@ class Spares:
         while self._waiting:
             end = self._waiting.pop()  # it came back last, and has most in the processor's caches
             try:
-                socket.send_fds(end, [b"\0"], [connection.fileno()], socket.MSG_DONTWAIT)
+                fds = [connection.fileno(), *([self._copy.fd] if self._copy.fd >= 0 else [])]
+                socket.send_fds(end, [self._copy.identity or b"\0"], fds, socket.MSG_DONTWAIT)
             except OSError:
                 self._drop(end)
                 continue
@@ -104,7 +108,10 @@ class Spares:
         if end is None:
             return
         try:
-            is_back = bool(end.recv(1, socket.MSG_DONTWAIT))
+            said = end.recv(MOST_BYTES, socket.MSG_DONTWAIT)
+            is_back = bool(said)
+            if said[1:]:
+                self._copy.used(os.fsdecode(said[1:]))
         except BlockingIOError:
             return
         except OSError:
@@ -137,20 +144,26 @@ class Spares:
         end.close()
 
 
-def await_connection(end: socket.socket) -> socket.socket:
-    """In the spare: the connection that it is given; ends the process when the zygote has ended."""
-    _, fds, _ = receive(end, 1, 1, socket.MSG_CMSG_CLOEXEC)
+def await_connection(end: socket.socket) -> tuple[socket.socket, int, bytes]:
+    """In the spare: the connection that it is given; a copy of a program or -1; whose it is.
+
+    Ends the process when the zygote has ended.
+    """
+    data, fds, _ = receive(end, MOST_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
     if not fds:
         os._exit(0)
     rename(NAME_IN_USE)
-    return socket.socket(fileno=fds[0])
+    return socket.socket(fileno=fds[0]), fds[1] if len(fds) > 1 else -1, data
 
 
-def come_back(end: socket.socket) -> None:
-    """In the spare: says that it may be given another connection; ends as ``await_connection``."""
+def come_back(end: socket.socket, used: str) -> None:
+    """In the spare: says that it may be given another connection, and which program it has used.
+
+    Ends as ``await_connection``.
+    """
     rename(NAME)
     try:
-        end.send(b"\0", socket.MSG_NOSIGNAL)
+        end.send(b"\0" + os.fsencode(used)[: MOST_BYTES - 1], socket.MSG_NOSIGNAL)
     except OSError:
         os._exit(0)
 

@@ -20,7 +20,15 @@ from pathlib import Path
 
 import pytest
 
-from pyshim.monitor.channel import Message, Type, WelcomeFlag, decode, encode, encode_program
+from pyshim.monitor.channel import (
+    SPAWN_EXECUTABLE,
+    Message,
+    Type,
+    WelcomeFlag,
+    decode,
+    encode,
+    encode_program,
+)
 
 BOUND_S = 20
 MIB = 1024 * 1024
@@ -101,6 +109,12 @@ class Service:
         """SPAWN in / with a small environment."""
         program = memfd(encode_program("/", argv, {"PATH": os.environ["PATH"], "A": "b"}))
         return self.ask(Type.SPAWN, token, 0, 0, fds=(program, *fds))
+
+    def execute(self, executable: str, *argv: str, fds: tuple[int, ...] = ()) -> tuple[int, int]:
+        """SPAWN of a descriptor in place of a name."""
+        program = memfd(encode_program("/", argv, {"PATH": os.environ["PATH"]}))
+        opened = os.open(executable, os.O_RDONLY | os.O_CLOEXEC)
+        return self.ask(Type.SPAWN, 7, SPAWN_EXECUTABLE, 0, fds=(program, *fds, opened))
 
     def exit_of(self, pid: int) -> Message:
         """The RECORD that says that ``pid`` has exited."""
@@ -250,7 +264,12 @@ def test_dump_of_a_first_activation(monitor: Monitor) -> None:
     dump = service.hello()
     welcome, *rest = dump
     assert welcome.type == Type.WELCOME
-    assert welcome.fields == (1, monitor.process.pid, WelcomeFlag.UPGRADES, 0)
+    assert welcome.fields == (
+        1,
+        monitor.process.pid,
+        WelcomeFlag.UPGRADES | WelcomeFlag.EXECUTABLES,
+        0,
+    )
     assert os.pread(welcome.fds[0], 100, 0) == b"first state"
     held = {message.fields[0]: message for message in rest}
     assert set(held) == {1, 1 << 31}
@@ -337,6 +356,38 @@ def test_orphan_that_exits_before_track_is_remembered(monitor: Monitor) -> None:
     assert service.ask(Type.TRACK, 0x3FFFFFFF, 0) == (3, 0)
     service.send(Message(Type.FORGET, (pid, 0)))
     assert service.ask(Type.TRACK, orphan, 0) == (0, 1)
+
+
+def test_an_executable_is_executed_in_place_of_its_name(monitor: Monitor) -> None:
+    service = monitor.service()
+    read_end, write_end = os.pipe()
+    script = 'readlink /proc/$$/exe; tr "\\0" " " </proc/$$/cmdline; echo; ls /proc/$$/fd'
+    error, pid = service.execute(
+        "/bin/dash", "no such program", "-c", script, fds=(os.dup(0), write_end)
+    )
+    assert error == 0
+    with os.fdopen(read_end) as output:
+        exe, cmdline, *fds = output.read().splitlines()
+    assert exe == os.path.realpath("/bin/dash")
+    assert cmdline.startswith("no such program -c ")
+    assert fds == ["0", "1", "2"]
+    assert service.exit_of(pid).fields[3] == 0
+
+
+def test_an_executable_that_is_none_leaves_the_name(monitor: Monitor, tmp_path: Path) -> None:
+    service = monitor.service()
+    plain = tmp_path / "plain"
+    plain.write_text("text")
+    error, pid = service.execute(str(plain), "sh", "-c", "exit 4")
+    assert error == 0
+    assert service.exit_of(pid).fields[3] == 4 << 8
+    assert service.execute(str(plain), "no such program") == (errno.ENOENT, 0)
+
+
+def test_an_executable_must_be_there(monitor: Monitor) -> None:
+    service = monitor.service()
+    program = memfd(encode_program("/", ["true"], {}))
+    assert service.ask(Type.SPAWN, 7, SPAWN_EXECUTABLE, 0, fds=(program,))[0] == errno.EBADMSG
 
 
 def test_orphan_is_tracked_while_it_runs(monitor: Monitor) -> None:

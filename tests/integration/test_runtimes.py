@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pyshim import inotify
 from pyshim.api import options_pb2, task_pb2
 from pyshim.ttrpc.status import StatusError
+from tests.integration.containerd import eventually
 from tests.integration.fake_runtime import fake_runtime
 from tests.integration.shim import Container, Host, host, module_host, packed
 
 __all__ = ["host", "module_host"]
 
+IN_OPEN = 0x20
 HYBRID = Path("/sys/fs/cgroup/unified")
 # crun refuses a host with both versions of cgroups; what it starts sees but the first.
 FIRST_ONLY = f'umount {HYBRID} && exec "$0" "$@"'
@@ -145,3 +150,42 @@ def test_a_runtime_that_is_not_there(host: Host) -> None:
     ):
         container.create(runtime=Path("/no/such/runtime"))
     container.leave()
+
+
+def is_opened(path: Path, act: Callable[[], object]) -> bool:
+    """Whether somebody opens the file, as to execute it, while ``act`` runs."""
+    fd = inotify.watch(str(path), IN_OPEN)
+    try:
+        act()
+        return bool(select.select([fd], [], [], 0)[0])
+    finally:
+        os.close(fd)
+
+
+def test_a_runtime_that_is_used_often_is_executed_from_memory(host: Host, tmp_path: Path) -> None:
+    """Until its file is replaced; the copy goes when nobody uses it any more."""
+
+    def has_copy() -> bool:
+        files = [file for pid in host.zygotes() for file in Path(f"/proc/{pid}/fd").iterdir()]
+        return "/memfd:runc (deleted)" in map(os.readlink, files)
+
+    def run() -> None:
+        assert container.run("e", "/bin/sh", "-c", "exit 3") == 3
+
+    found = shutil.which("runc")
+    assert found
+    runtime = Path(shutil.copy(found, tmp_path / "runc"))
+    container = host.started("/bin/sleep", "1000", runtime=runtime)
+    assert not has_copy()
+    assert is_opened(runtime, run)
+    eventually(lambda: not host.services(), "the service has parked")
+    run()
+    eventually(has_copy, "there is a copy")
+    eventually(lambda: not host.services(), "the service has parked")
+    assert not is_opened(runtime, run)
+    eventually(lambda: not host.services(), "the service has parked")
+    draft = Path(shutil.copy(found, tmp_path / "draft"))
+    draft.replace(runtime)
+    assert is_opened(runtime, run)
+    eventually(lambda: not has_copy(), "the copy has gone")
+    container.end()

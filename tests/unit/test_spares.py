@@ -11,6 +11,7 @@ import pytest
 
 from pyshim.monitor.fds import receive
 from pyshim.zygote import children, spares
+from pyshim.zygote.copies import Copy
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch, value: str, count: int) -> No
 
 
 def test_the_last_that_lives_is_given_the_connection() -> None:
-    ahead = spares.Spares(2, select.poll())
+    ahead = spares.Spares(2, select.poll(), Copy())
     alive, dead = ahead.add(), ahead.add()
     assert not ahead.lacking
     dead.close()
@@ -49,7 +50,7 @@ def heard(ahead: spares.Spares, poller: select.poll) -> int:
 
 def test_who_comes_back_is_given_the_next_connection() -> None:
     poller = select.poll()
-    ahead = spares.Spares(1, poller)
+    ahead = spares.Spares(1, poller, Copy())
     client, connection = socket.socketpair()
     with ahead.add() as spare, client, connection:
         for _ in range(3):
@@ -59,7 +60,7 @@ def test_who_comes_back_is_given_the_next_connection() -> None:
             _, fds, _ = receive(spare, 1, 1, 0)
             os.close(fds[0])
             assert heard(ahead, poller) == 0
-            spares.come_back(spare)
+            spares.come_back(spare, "")
             assert heard(ahead, poller) == 1
         assert ahead.give(connection)
     assert heard(ahead, poller) == 1
@@ -69,11 +70,11 @@ def test_who_comes_back_is_given_the_next_connection() -> None:
 
 def test_those_who_are_too_many_end() -> None:
     poller = select.poll()
-    ahead = spares.Spares(1, poller)
+    ahead = spares.Spares(1, poller, Copy())
     away = [ahead.add_away() for _ in range(spares.MAX_WAITING + 2)]
     assert not ahead.give(away[0])
     for end in away:
-        spares.come_back(end)
+        spares.come_back(end, "")
     heard(ahead, poller)
     assert ahead.due_ms == spares.SURPLUS_MS
     for _ in range(spares.MAX_WAITING + 2):
@@ -88,7 +89,7 @@ def test_those_who_are_too_many_end() -> None:
 
 def test_a_fork_that_failed_leaves_nothing() -> None:
     poller = select.poll()
-    ahead = spares.Spares(1, poller)
+    ahead = spares.Spares(1, poller, Copy())
     ahead.withdraw(ahead.add())
     assert ahead.due_ms == spares.REFILL_MS
     ahead.withdraw(ahead.add_away())
@@ -97,7 +98,7 @@ def test_a_fork_that_failed_leaves_nothing() -> None:
 
 
 def test_all_ends_can_be_closed() -> None:
-    ahead = spares.Spares(2, select.poll())
+    ahead = spares.Spares(2, select.poll(), Copy())
     with ahead.add() as first, ahead.add_away() as second:
         ahead.close()
         assert first.recv(1) == b""
@@ -117,7 +118,7 @@ def test_a_process_shows_its_name() -> None:
 def test_of_many_that_are_away_some_do_not_come_back() -> None:
     """Whatever happens at once, the zygote keeps descriptors for whoever asks."""
     poller = select.poll()
-    ahead = spares.Spares(1, poller)
+    ahead = spares.Spares(1, poller, Copy())
     away = [ahead.add_away() for _ in range(spares.MAX_AWAY + 1)]
     assert not ahead.lacking
     away[0].close()
@@ -125,7 +126,7 @@ def test_of_many_that_are_away_some_do_not_come_back() -> None:
     assert ahead.lacking
     child = os.fork()
     if child == 0:
-        spares.come_back(away[-1])
+        spares.come_back(away[-1], "")
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert heard(ahead, poller) == 0
