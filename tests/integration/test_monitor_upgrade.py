@@ -290,6 +290,7 @@ def test_ten_times_there_and_back(monitor: Monitor, binary: Path, other: Path) -
     count = "i=0; while test $i -lt 20000; do i=$((i+1)); echo $i; done"
     _, pid = service.spawn("sh", "-c", count, fds=(os.dup(0), child_out))
     service.relay(1, source, destination)
+    assert service.ask(Type.TRACK, pid, 0)[0] == 0  # the relay has begun by now
     lines = b""
     files = open_files(monitor.process.pid)
     for number in range(10):
