@@ -342,7 +342,7 @@ def fails_the_rehearsal(monitor: Monitor, program: Path, error: int) -> None:
     monitor.connect()
     again = monitor.activated()
     dump = again.hello()
-    assert dump[0].fields[2:] == (WelcomeFlag.UPGRADES, error)
+    assert dump[0].fields[2:] == (WelcomeFlag.UPGRADES | WelcomeFlag.EXECUTABLES, error)
     close_all(dump)
 
 
