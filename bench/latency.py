@@ -28,7 +28,7 @@ def cycle(stand: Stand) -> dict[str, float]:
     container = stand.container("/bin/sleep", "1000000")
     container.create()
     pid = container.start()
-    stand.rest()
+    stand.leave_alone()
     killed = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
     arrived = stand.events.arrival(container.name, "exit")
@@ -47,7 +47,7 @@ def execs(bench: Bench) -> Found:
     }
 
     def one(stand: Stand) -> dict[str, float]:
-        stand.rest()
+        stand.leave_alone()
         begun = time.perf_counter()
         assert containers[stand.side].run("x", "/bin/true") == 0
         return {"exec": (time.perf_counter() - begun) * MS}

@@ -31,7 +31,11 @@ from tests.integration.shim import Container, Host
 PROGRAMS = {OURS: "containerd-shim-pyshim-v2", THEIRS: "containerd-shim-runc-v2"}
 RUNTIMES = {OURS: "io.containerd.pyshim.v2", THEIRS: "io.containerd.runc.v2"}
 WORKERS = 4
+# Longer than a service stays.
+LEFT_ALONE_S = 1.2
 STEADY_S = 0.5
+# Longer than a service stays.
+LEFT_ALONE_S = 1.2
 STEADY_SHARE = 0.01
 DESCRIPTORS = 8192
 
@@ -95,6 +99,11 @@ class Stand(Host):
     def rest(self) -> None:
         """Waits until no service is active."""
         eventually(lambda: not self.services(), "the services have parked")
+
+    def leave_alone(self) -> None:
+        """As long for both sides: a processor that has slept is slow at first, whoever wakes it."""
+        time.sleep(LEFT_ALONE_S)
+        self.rest()
 
     def steady_pss(self) -> int:
         """Bytes, at rest, once two sums that are a while apart agree."""
