@@ -31,6 +31,9 @@ COUNTERS = {
     "evicted": "Datagram sessions that made room for others.",
     "datagrams_lost": "Datagrams that could not be sent on.",
     "datagrams_overflowed": "Datagrams that the kernel had no room for.",
+    "pending_errors": "ICMP errors that earlier datagrams had left; what they met is sent again.",
+    "other_ports": "Transparent connections with the client's address but another port.",
+    "other_addresses": "Transparent connections that came from an address of this host.",
 }
 GAUGES = {
     "connections": "Connections that are open.",

@@ -234,6 +234,9 @@ cdef struct Mapping:
     long datagrams_lost
     long datagrams_overflowed
     long evicted
+    long pending_errors
+    long other_ports  # transparent: with the client's address, not its port
+    long other_addresses  # ... with neither
 
 cdef struct Listener:
     unsigned char kind

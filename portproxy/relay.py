@@ -2498,7 +2498,10 @@ def place_socket(fd, mapping, peer, family):
             return
         source.sin6_port = 0
         if bind_source(fd, cython.address(source)):
+            mapping.other_ports += 1
             return
+    if mapping.transparent:
+        mapping.other_addresses += 1
     if mapping.has_source and mapping.source.sin6_family == family:
         # The port is chosen when it is known where to: else the host's ports run out early.
         set_number(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
@@ -3187,6 +3190,7 @@ def send_batch(fd, first, end, mapping, singly):
             mapping.datagrams_lost += end - at
             return
         elif errno != EINTR:
+            mapping.pending_errors += 1
             tries += 1
             if tries == SEND_TRIES:
                 count = count if together else 1
@@ -3485,6 +3489,8 @@ def receive_answers(session):
         return
     # A failure is an ICMP answer to something that was sent; it has been taken away by now.
     count = receive_batch(session.fd, session.batch, cython.address(session.batch))
+    if count < 0 and errno != EAGAIN and errno != EINTR:
+        mapping.pending_errors += 1
     if count <= 0:
         return
     for at in range(count):
@@ -3643,6 +3649,9 @@ def say_totals(mapping):
     say_count(b"evicted", mapping.evicted)
     say_count(b"datagrams_lost", mapping.datagrams_lost)
     say_count(b"datagrams_overflowed", mapping.datagrams_overflowed)
+    say_count(b"pending_errors", mapping.pending_errors)
+    say_count(b"other_ports", mapping.other_ports)
+    say_count(b"other_addresses", mapping.other_addresses)
 
 
 def say_link(link):

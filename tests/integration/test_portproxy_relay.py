@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from portproxy import channel
 from portproxy.channel import Done, Event, Refused
-from tests.integration.relays import BOUND_S
+from tests.integration.relays import BOUND_S, eventually
 from tests.integration.tool import Echo, echo, says
 
 
@@ -148,6 +148,43 @@ def test_datagrams_go_to_the_new_backend_at_once(relay: Controlled) -> None:
         assert client.recv(100) == b"answer"
         relay.done(channel.remove(added.number, channel.FOREVER_MS))
         assert relay.done(channel.simple("list", 0)).records()[-1]["sessions"] == 0
+
+
+def counted(relay: Controlled) -> dict[str, int]:
+    """The counters of its one mapping."""
+    record: dict[str, int] = relay.done(channel.simple("list", 0)).records()[0]
+    return record
+
+
+@pytest.mark.parametrize(("host", "ports", "addresses"), [("127.0.0.1", 1, 0), ("::1", 0, 1)])
+def test_it_is_counted_when_a_client_cannot_be_imitated(
+    relay: Controlled, backend: Echo, host: str, ports: int, addresses: int
+) -> None:
+    """Its port is its own on this host, and of another family there is nothing to keep."""
+    added = relay.serve(f"tcp {host} 0 127.0.0.1 {backend.port} transparent=true")
+    for times in (1, 2):
+        with socket.create_connection((host, added.other), BOUND_S) as client:
+            assert client.recv(2) == b"it"
+        found = counted(relay)
+        expected = (times * ports, times * addresses)
+        assert (found["other_ports"], found["other_addresses"]) == expected
+
+
+def test_it_is_counted_when_nobody_takes_a_datagram(relay: Controlled) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    added = relay.serve(f"udp 127.0.0.1 0 127.0.0.1 {port}")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(("127.0.0.1", added.other))
+        client.send(b"x")
+        eventually(lambda: counted(relay)["pending_errors"] == 1, "it has been seen")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as somebody:
+            somebody.bind(("127.0.0.1", port))
+            somebody.settimeout(BOUND_S)
+            client.send(b"y")
+            assert somebody.recv(9) == b"y"
+    assert counted(relay)["datagrams_lost"] == 0
 
 
 def test_lists_longer_than_a_datagram(relay: Controlled) -> None:
