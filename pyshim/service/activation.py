@@ -72,6 +72,7 @@ class Activation:
         """
         asyncio.get_running_loop().set_exception_handler(self._failed)
         self.store.link.open()
+        self.store.keep_reserve()
         ended = asyncio.create_task(self.ended.wait())
         ready = asyncio.create_task(self.ready.wait())
         await asyncio.wait(
@@ -106,6 +107,7 @@ class Activation:
         """Lets go of every descriptor."""
         self.server.close()
         self.store.link.close()
+        self.store.close_reserve()
         for fd in self.store.held.values():
             os.close(fd)
 
@@ -120,11 +122,11 @@ class Activation:
             os._exit(1)
 
     def _cut_off(self, error: OSError) -> None:
-        """The monitor takes nothing from us: it has gone, or has given us up for another.
+        """The monitor takes nothing from us: it has gone, or has given us up; or we cannot send.
 
-        At once: who handled this as a failure of a request would undo what that other goes on with.
+        At once: who handled this as a failure of a request would undo what another goes on with.
         """
-        self.store.log.warning("the monitor takes nothing", id=self.store.state.id, error=error)
+        self.store.log.warning("nothing can be sent", id=self.store.state.id, error=error)
         os._exit(1)
 
     # -- what comes from the monitor -----------------------------------------------------------

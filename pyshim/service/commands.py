@@ -71,12 +71,13 @@ def spawn(
     Commits the state.  The future is for ``outcome``.  Raises OSError.
     """
     streams = streams or Streams()
+    env = dict(store.state.env)
+    # First what may fail: nothing is to wait for what was never sent.
+    fds = [streams.own(memfd(channel.encode_program(cwd, argv, env))), *streams.child]
     call.token = store.new_number()
     call.log_size = command.log_size(cwd)
     sequence, reply = store.link.expect()
     flags = channel.SPAWN_DIE_WITH_MONITOR
-    env = dict(store.state.env)
-    fds = [streams.own(memfd(channel.encode_program(cwd, argv, env))), *streams.child]
     copy = program.copy_of(argv[0], env.get("PATH", ""))
     if copy >= 0 and store.monitor_flags & WelcomeFlag.EXECUTABLES:
         flags |= channel.SPAWN_EXECUTABLE

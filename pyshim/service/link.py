@@ -40,7 +40,7 @@ class Link:
         self.events_seen = 0
         self._received = received
         self._lost = lost
-        self._cut_off = cut_off
+        self.cut_off = cut_off
         self._sequence = 0
         self._replies: dict[int, asyncio.Future[tuple[int, int]]] = {}
 
@@ -67,7 +67,7 @@ class Link:
             while data and not self._sent(data, rights):
                 self._await_room()
         except OSError as error:
-            self._cut_off(error)
+            self.cut_off(error)
             raise
         finally:
             for fd in owned:

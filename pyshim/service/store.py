@@ -8,6 +8,7 @@ transaction (``monitor/protocol.md``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class Store:
         self.unread_relays: set[int] = set()
         self.changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
+        self._reserve = -1
 
     # -- numbers -------------------------------------------------------------------------------
 
@@ -109,17 +111,45 @@ class Store:
     def commit(self, *messages: Message, owned: list[int] | None = None) -> None:
         """Sends ``messages`` and the state as one datagram; closes the descriptors ``owned``.
 
-        Raises OSError when the monitor has gone.
+        What cannot be sent is the end of this service: its memory is not the state any more.
+        Raises OSError should ``cut_off`` of the link return.
         """
-        blob = memfd(self.state.SerializeToString())
+        blob = self._memory(self.state.SerializeToString())
         batch = [*messages, Message(Type.STATE, fds=(blob,))]
         self.link.send(batch, [blob, *(owned or [])])
+        self.keep_reserve()
+
+    def keep_reserve(self) -> None:
+        """Has a descriptor ready that one transaction can have when there is no other.
+
+        So a request that fails for want of descriptors is answered, and says so.
+        """
+        if self._reserve < 0:
+            with contextlib.suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close_reserve(self) -> None:
+        """Gives it up."""
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
+
+    def _memory(self, content: bytes) -> int:
+        """As ``memfd``; for what must be sent."""
+        with contextlib.suppress(OSError):
+            return memfd(content)
+        self.close_reserve()
+        try:
+            return memfd(content)
+        except OSError as error:
+            self.link.cut_off(error)
+            raise
 
     def send(self, tag: int, data: bytes, owned: list[int]) -> Message:
         """A SEND of ``data``; a memfd that it needs is appended to ``owned``."""
         if len(data) <= channel.INLINE_SEND_BYTES:
             return Message(Type.SEND, (tag, len(data)), tail=data)
-        fd = memfd(data)
+        fd = self._memory(data)
         owned.append(fd)
         return Message(Type.SEND, (tag, len(data)), fds=(fd,))
 

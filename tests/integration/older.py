@@ -51,7 +51,7 @@ FIRST = Version(
         **PREVIOUS.changes,
         "pyshim/service/task.py": (('(CONTROL, "Upgrade")', '(CONTROL, "")'),),
         "pyshim/monitor/monitor.py": (
-            ("    body.c = WELCOME_UPGRADES\n", "    body.c = 0\n"),
+            ("    body.c = WELCOME_UPGRADES | WELCOME_EXECUTABLES\n", "    body.c = 0\n"),
             ("        return size == 8 and fds == 2\n    if kind == SPAWN", "    if kind == SPAWN"),
             ("    if kind == UPGRADE:\n", ""),
             ("    elif kind == UPGRADE:\n        error", "    elif kind == 0:\n        error"),
