@@ -278,6 +278,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int poller, epoll_event* events, int most, int milliseconds)
     enum: EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD
     unsigned int EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLERR, EPOLLHUP, EPOLLRDHUP, EPOLLET
+    unsigned int EPOLLEXCLUSIVE
 
 cdef extern from "<sys/resource.h>" nogil:
     struct rlimit:

@@ -56,6 +56,7 @@ set_option = click.option(
 @click.option("--container-pid", metavar="PID[:IFACE]", help="Forward to this process's address.")
 @click.option("--mode", type=click.Choice(["user", "auto", "nft"]), help="Who forwards.")
 @click.option("--user", metavar="USER", help="As whom the data plane runs (nobody).")
+@click.option("--workers", metavar="N", help="How many processes the data plane is.")
 @click.option("--metrics", metavar="ADDRESS:PORT", help="Where Prometheus finds the counters.")
 @click.option("--access-log", metavar="FILE", help="One line for each connection; - is stdout.")
 @click.option("--drain", metavar="TIME", help="How long connections may outlive SIGTERM.")
@@ -74,7 +75,7 @@ def command(context: click.Context, /, texts: tuple[str, ...], **options: object
 
 def _serve(texts: tuple[str, ...], options: Json) -> None:
     """Runs the service."""
-    from portproxy.config import Config, ConfigError, is_endpoint, load
+    from portproxy.config import MOST_WORKERS, Config, ConfigError, is_endpoint, is_workers, load
     from portproxy.service import Service, ServiceError
     from portproxy.spec import make
 
@@ -91,6 +92,11 @@ def _serve(texts: tuple[str, ...], options: Json) -> None:
         given = {name: value for name, value in given.items() if value}
         if "metrics" in given and not is_endpoint(given["metrics"]):
             _leave(f"--metrics {given['metrics']}: give ADDRESS:PORT or a path", EXIT_USAGE)
+        if options["workers"]:
+            text = options["workers"]
+            if not text.isdecimal() or not is_workers(int(text)):
+                _leave(f"--workers {text}: give a number from 1 to {MOST_WORKERS}", EXIT_USAGE)
+            given["workers"] = int(text)
         for option, name in (("drain", "drain_ms"), ("exit_on_idle", "exit_idle_ms")):
             if options[option]:
                 given[name] = milliseconds(options[option])
@@ -256,11 +262,11 @@ def reload(path: str, as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("serial", type=int)
+@click.argument("serial", metavar="ID")
 @control_option
-def kill(serial: int, path: str) -> None:
-    """Reset one connection, by the number that ps shows."""
-    _ask(path, {"do": "kill", "serial": serial})
+def kill(serial: str, path: str) -> None:
+    """Reset one connection, by the ID that ps shows."""
+    _ask(path, {"do": "kill", "serial": int(serial) if serial.isdecimal() else serial})
 
 
 @command.command("nft-dump")

@@ -5,6 +5,7 @@ Pure but for reading the file.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -31,11 +32,15 @@ TOP = (
     "log_sample",
     "drain",
     "exit_on_idle",
+    "workers",
     "seccomp",
     "ready",
 )
 FORMATS = ("text", "json")
 TIMES = {"drain": "drain_ms", "exit_on_idle": "exit_idle_ms"}
+MOST_WORKERS = 64
+# Asked once: a file that says nothing of workers means the same when it is read again.
+USUAL_WORKERS = min(len(os.sched_getaffinity(0)), 4)
 ENDPOINT = re.compile(r"/[!-~]{1,105}|(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
@@ -51,8 +56,8 @@ class Config:
     ``access_log``: a path or ``-``, empty for none, of which one in ``log_sample`` connections is
     written in ``log_format``; ``drain_ms``: how long connections may outlive SIGTERM or their
     mapping; ``exit_idle_ms``: how long nobody may have been there before the service ends, 0 for
-    ever; ``ready``: whether backends count for readiness; ``lines``: where in the file the
-    settings before the tables stand.
+    ever; ``workers``: how many processes the data plane is; ``ready``: whether backends count for
+    readiness; ``lines``: where in the file the settings before the tables stand.
     """
 
     specs: tuple[Spec, ...] = ()
@@ -63,6 +68,7 @@ class Config:
     log_sample: int = 1
     drain_ms: int = 30_000
     exit_idle_ms: int = 0
+    workers: int = USUAL_WORKERS
     seccomp: bool = True
     ready: bool = False
     lines: dict[str, int] = field(default_factory=dict, compare=False)
@@ -99,6 +105,13 @@ def is_endpoint(text: str) -> bool:
     """Whether it is where metrics can be: empty, a path, or ADDRESS:PORT."""
     match = ENDPOINT.fullmatch(text)
     return not text or (match is not None and (not match[1] or int(match[1]) <= LAST_PORT))
+
+
+def is_workers(value: object) -> bool:
+    """Whether a data plane can have so many workers."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return 1 <= value <= MOST_WORKERS
 
 
 def load(path: str) -> Config:
@@ -160,26 +173,34 @@ def _mapping(lines: _Lines, index: int, table: object, defaults: dict[str, objec
         raise lines.wrong("mapping", index, "publish", error) from None
 
 
+def _expected(key: str, value: object) -> str:
+    """What a setting before the tables has to be; empty if ``value`` is that."""
+    if key in {"seccomp", "ready"}:
+        return "" if isinstance(value, bool) else "true or false"
+    if key == "workers":
+        return "" if is_workers(value) else f"a number from 1 to {MOST_WORKERS}"
+    if key == "log_sample":
+        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return "" if good else "a number from 1 on"
+    wrong = ""
+    if not isinstance(value, str):
+        wrong = "a text"
+    elif key == "log_format" and value not in FORMATS:
+        wrong = "text or json"
+    elif key == "metrics" and not is_endpoint(value):
+        wrong = "ADDRESS:PORT or a path"
+    elif key in {"user", "access_log"} and not value.isprintable():
+        wrong = "a text that can be printed"
+    return wrong
+
+
 def _top(lines: _Lines, data: dict[str, object], specs: tuple[Spec, ...]) -> Config:
     """The settings that stand before all tables."""
     values: dict[str, object] = {}
     for key, value in data.items():
-        expected = ""
         if key not in TOP:
             raise lines.wrong("", 0, key, f"there is no setting {key!r} before the tables")
-        if key in {"seccomp", "ready"}:
-            expected = "" if isinstance(value, bool) else "true or false"
-        elif key == "log_sample":
-            good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            expected = "" if good else "a number from 1 on"
-        elif not isinstance(value, str):
-            expected = "a text"
-        elif key == "log_format" and value not in FORMATS:
-            expected = "text or json"
-        elif key == "metrics" and not is_endpoint(value):
-            expected = "ADDRESS:PORT or a path"
-        elif key in {"user", "access_log"} and not value.isprintable():
-            expected = "a text that can be printed"
+        expected = _expected(key, value)
         if expected:
             raise lines.wrong("", 0, key, f"{key}: {value!r} is not {expected}")
         if key in TIMES:

@@ -30,6 +30,10 @@ CAP_NET_ADMIN = 12
 LISTEN_BACKLOG = 4
 
 
+# A datagram and the descriptors that came with it.
+Answered = tuple[bytes, list[int]]
+
+
 class DataPlaneError(Exception):
     """The relay cannot be started or has gone; the message is one line."""
 
@@ -70,7 +74,7 @@ class DataPlane:
     on_lost: Callable[[], None]
     pid: int = 0
     version: str = ""
-    waiting: deque[asyncio.Future[bytes]] = field(default_factory=deque)
+    waiting: deque[asyncio.Future[Answered]] = field(default_factory=deque)
     lost: bool = False
 
     async def begin(self) -> None:
@@ -84,10 +88,28 @@ class DataPlane:
 
     async def request(self, data: bytes, fds: Sequence[int] = ()) -> channel.Done | channel.Refused:
         """One command and its answer.  Raises DataPlaneError if there is none in time."""
+        answer, came = await self._exchange(data, fds)
+        _close(came)
+        return answer
+
+    async def share(self, serial: int) -> list[int]:
+        """The listeners of a mapping, which the caller closes; none if it cannot be shared.
+
+        Raises DataPlaneError.
+        """
+        answer, came = await self._exchange(channel.simple("share", serial))
+        if isinstance(answer, channel.Refused):
+            _close(came)
+            return []
+        return came
+
+    async def _exchange(
+        self, data: bytes, fds: Sequence[int] = ()
+    ) -> tuple[channel.Done | channel.Refused, list[int]]:
         if self.lost:
             raise DataPlaneError("the relay has ended")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bytes] = loop.create_future()
+        future: asyncio.Future[Answered] = loop.create_future()
         try:
             if fds:
                 socket.send_fds(self.socket, [data], list(fds))
@@ -99,12 +121,12 @@ class DataPlane:
         # Not wait_for(): before Python 3.12 it loses a cancellation that comes with the answer.
         late = loop.call_later(ANSWER_BOUND_S, _give_up, future)
         try:
-            raw = await future
+            raw, came = await future
         finally:
             late.cancel()
         answer = channel.parse(raw)
         assert not isinstance(answer, channel.Event)
-        return answer
+        return answer, came
 
     def has_net_admin(self) -> bool:
         """Whether it has CAP_NET_ADMIN."""
@@ -130,11 +152,13 @@ class DataPlane:
     def _read(self) -> None:
         while True:
             try:
-                data = self.socket.recv(channel.MOST_BYTES)
+                data, came, _, _ = socket.recv_fds(
+                    self.socket, channel.MOST_BYTES, channel.MOST_FDS, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, came = b"", []
             if not data:
                 self._lose()
                 return
@@ -146,7 +170,9 @@ class DataPlane:
             elif self.waiting:
                 future = self.waiting.popleft()
                 if not future.done():
-                    future.set_result(data)
+                    future.set_result((data, came))
+                    continue
+            _close(came)
 
     def _lose(self) -> None:
         if self.lost:
@@ -182,7 +208,12 @@ class DataPlane:
             self.process.wait(END_BOUND_S)
 
 
-def _give_up(future: asyncio.Future[bytes]) -> None:
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _give_up(future: asyncio.Future[Answered]) -> None:
     if not future.done():
         future.set_exception(
             DataPlaneError(f"the relay has not answered in {ANSWER_BOUND_S:.0f} s")

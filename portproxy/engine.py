@@ -1,4 +1,4 @@
-"""Brings what a relay does to what is asked for, in one step or not at all.
+"""Brings what the relays do to what is asked for, in one step or not at all.
 
 New listeners are opened before anything old is touched, and let nobody in until all of them are
 open; then what has changed is changed, and what is no longer asked for goes.
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import os
-import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 from portproxy import channel
-from portproxy.dataplane import DataPlane
-from portproxy.holder import holder_of
+from portproxy.dataplane import DataPlaneError
 from portproxy.listeners import ListenerError, passed_socket, remove_unix, unix_listener
-from portproxy.mapping import endpoint
 from portproxy.namespaces import Identity, NamespaceError, identity, identity_of, open_namespace
+from portproxy.reasons import cannot_listen, reason, told
+from portproxy.served import Active, Served
 from portproxy.spec import Spec
+from portproxy.spreading import Record, is_spread, least_loaded, merged
+from portproxy.workers import Workers
 
-LABEL = re.compile(r" label=(\S+)$")
 Locate = Callable[[Spec], Awaitable[str]]
 Between = Callable[[dict[str, Spec]], Awaitable[None]]
 
@@ -36,20 +34,6 @@ async def _nothing(_: dict[str, Spec]) -> None:
 
 class EngineError(Exception):
     """What was asked for cannot be had, and nothing has changed; the message is one line."""
-
-
-@dataclass
-class Active:
-    """A mapping that the relay serves; ``spec`` is None if a former control plane asked for it.
-
-    ``inside`` is the namespace of its backends, if they are in one and it is known which.
-    """
-
-    serial: int
-    line: str
-    port: int
-    spec: Spec | None = None
-    inside: Identity | None = None
 
 
 @dataclass
@@ -64,25 +48,41 @@ class Change:
 
 @dataclass
 class Engine:
-    """The mappings of one relay, by the key of their listener.
+    """The mappings of a data plane, by the key of their listener.
 
-    ``locate`` finds the address of a spec's host; ``passed`` are systemd's sockets.
+    ``locate`` finds the address of a spec's host; ``passed`` are systemd's sockets; ``joined`` are
+    those that the last ``apply`` has opened, or that it has had more workers serve.
     """
 
-    plane: DataPlane
+    workers: Workers
     locate: Locate
     passed: dict[str, int] = field(default_factory=dict)
-    active: dict[str, Active] = field(default_factory=dict)
+    served: Served = field(default_factory=Served)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    joined: set[str] = field(default_factory=set)
+
+    @property
+    def active(self) -> dict[str, Active]:
+        """What is served now, by key."""
+        return self.served.active
 
     async def take_over(self) -> None:
-        """Learns what the relay already serves."""
-        *mappings, _ = await self.plane.records("list")
-        for record in mappings:
-            label = LABEL.search(record["line"])
-            if label is not None and record["state"] != "draining":
-                key = unquote(label.group(1))
-                self.active[key] = Active(record["serial"], record["line"], record["port"])
+        """Learns what the workers already serve.  Raises DataPlaneError."""
+        self.served.learn(await self.workers.records("list"))
+
+    async def listed(self) -> tuple[list[tuple[int, Record]], Record]:
+        """The record of each mapping, with its group, and that of the data plane.
+
+        Raises DataPlaneError.
+        """
+        found = await self.workers.records("list")
+        self.served.prune(found)
+        return merged(found, self.served.groups, self.workers.several)
+
+    async def forget_lost(self) -> None:
+        """Forgets what workers that have ended have served, before others have their numbers."""
+        async with self.lock:
+            self.served.keep(self.workers.planes.keys())
 
     async def apply(
         self, specs: Iterable[Spec], drain_ms: int, between: Between = _nothing
@@ -102,18 +102,7 @@ class Engine:
         So it is when a container has been started again.  Not for the event loop: it may look
         through all processes.
         """
-        return any(self._moved(self.active, known={}))
-
-    def _moved(self, keys: Iterable[str], known: dict[str, Identity | None]) -> Iterable[str]:
-        """Those of ``keys`` whose backends are elsewhere now; ``known`` is what is looked up."""
-        for key in keys:
-            active = self.active[key]
-            name = active.spec.mapping.netns if active.spec is not None else ""
-            if name:
-                if name not in known:
-                    known[name] = identity_of(name)
-                if known[name] not in {None, active.inside}:
-                    yield key
+        return any(_moved(self.active.copy()))
 
     async def _resolved(self, specs: Iterable[Spec]) -> dict[str, Spec]:
         wanted: dict[str, Spec] = {}
@@ -128,62 +117,141 @@ class Engine:
         return wanted
 
     async def _apply(self, wanted: dict[str, Spec], drain_ms: int, between: Between) -> Change:
+        self.served.keep(self.workers.planes.keys())
         change = Change()
-        lines: dict[str, str] = {}
         fresh: dict[str, Active] = {}
-        updated: list[str] = []
-        moved = set(await asyncio.to_thread(lambda: list(self._moved([*self.active], {}))))
+        kept: dict[str, Active] = {}
+        joined: dict[str, dict[int, int]] = {}
+        moved = set(await asyncio.to_thread(lambda: list(_moved(self.active.copy()))))
         try:
             for key, spec in wanted.items():
                 if key not in self.active:
-                    fresh[key] = await self._add(spec, change)
+                    number = self._worker_for([*self.active.values(), *fresh.values()], spec)
+                    fresh[key] = await self._add(spec, number, change)
+                    await self._spread(fresh[key], spec, {})
             for key, spec in wanted.items():
-                if key not in self.active:
+                if key in fresh:
                     continue
-                if key in moved or self.active[key].line != self._line(spec):
-                    await self._update(self.active[key], spec)
-                    updated.append(key)
-                    lines[key] = self._line(spec)
+                kept[key] = active = self.active[key]
+                if key in moved or active.line != self._line(spec):
+                    await self._update(active, spec)
+                    change.changed.append(key)
+                joined[key] = {}
+                await self._spread(active, spec, joined[key])
             for active in fresh.values():
-                await self._done(channel.start(active.serial), active.spec)
+                await self._start(active.places, active.spec)
+            for places in joined.values():
+                await self._start(places, None)
             await between(wanted)
         except BaseException:
-            await self._undo(fresh, updated)
+            await self._undo(fresh, change.changed, joined)
             raise
-        for key in updated:
-            self.active[key].line = lines[key]
-        for key in wanted.keys() & self.active.keys():
-            self.active[key].spec = wanted[key]
+        self.joined = {*fresh, *(key for key, places in joined.items() if places)}
+        await self._settle(kept, wanted, change, drain_ms)
+        self.active.update(fresh)
+        change.added = list(fresh)
+        return change
+
+    async def _settle(
+        self, kept: dict[str, Active], wanted: dict[str, Spec], change: Change, drain_ms: int
+    ) -> None:
+        """Does what cannot fail any more, when all that is wanted can be had."""
+        for key, active in kept.items():
+            active.spec = wanted[key]
+            if key in change.changed:
+                active.line = self._line(wanted[key])
+            if len(active.places) > 1 and not is_spread(wanted[key]):
+                await self._gather(active)
         for key in [key for key in self.active if key not in wanted]:
-            gone = self.active.pop(key)
-            with contextlib.suppress(EngineError):
-                await self._done(channel.remove(gone.serial, drain_ms), gone.spec)
+            await self._remove(self.active.pop(key).places, drain_ms)
             if "/unix:" in key:
                 remove_unix(key.partition("/unix:")[2])
             change.removed.append(key)
-        self.active.update(fresh)
-        change.added, change.changed = list(fresh), updated
-        return change
 
-    async def _undo(self, fresh: dict[str, Active], updated: list[str]) -> None:
+    async def _undo(
+        self, fresh: dict[str, Active], updated: list[str], joined: dict[str, dict[int, int]]
+    ) -> None:
         """Takes back what an ``apply`` that fails has done so far."""
         for active in fresh.values():
-            with contextlib.suppress(Exception):
-                await self.plane.request(channel.remove(active.serial, 0))
+            await self._remove(active.places, 0)
             if active.spec is not None:
                 remove_unix(active.spec.mapping.listen_unix)
+        for key, places in joined.items():
+            await self._remove(places, channel.FOREVER_MS)
+            for number in places:
+                self.active[key].places.pop(number, None)
         for key in updated:
             before = self.active[key]
             if before.spec is not None:
                 with contextlib.suppress(Exception):
                     await self._update(before, before.spec)
 
+    async def _remove(self, places: dict[int, int], ms: int) -> None:
+        """Removes a mapping where it is served; who cannot do it any more has ended."""
+        for number, serial in list(places.items()):
+            with contextlib.suppress(Exception):
+                await self.workers.request(number, channel.remove(serial, ms))
+
+    async def _start(self, places: dict[int, int], spec: Spec | None) -> None:
+        """Lets clients in.  Raises EngineError."""
+        for number, serial in places.items():
+            await self._done(number, channel.start(serial), spec)
+
+    # --- Who serves what -----------------------------------------------------------------------
+
+    def _worker_for(self, others: Iterable[Active], spec: Spec) -> int:
+        """The worker that opens the ports of a new mapping.  Raises DataPlaneError."""
+        numbers = sorted(self.workers.planes)
+        if not numbers:
+            raise DataPlaneError("the relay has ended")
+        if is_spread(spec):
+            return numbers[0]
+        return least_loaded(numbers, [active.places for active in others])
+
+    async def _spread(self, active: Active, spec: Spec, came: dict[int, int]) -> None:
+        """Has all workers serve a mapping that all can; where it is opened now goes into ``came``.
+
+        A worker that cannot is left out: the others serve its clients.  Raises EngineError or
+        DataPlaneError.
+        """
+        missing = sorted(self.workers.planes.keys() - active.places.keys())
+        if not missing or not is_spread(spec):
+            return
+        source = min(active.places)
+        shared = await self.workers.planes[source].share(active.places[source])
+        fds: list[int] = []
+        try:
+            if shared and spec.mapping.netns:
+                fds.append(open_namespace(spec.mapping.netns))
+            words = {"backend_netns": 0, "shared": 1} if fds else {"shared": 0}
+            line = spec.line(words)
+            for number in missing if shared else []:
+                command = channel.add(line)
+                answer = await self.workers.request(number, command, [*fds, *shared])
+                if isinstance(answer, channel.Done):
+                    self.served.place(active, number, answer.number)
+                    came[number] = answer.number
+        except (NamespaceError, channel.ChannelError) as error:
+            raise EngineError(told(spec, str(error))) from error
+        finally:
+            for fd in (*fds, *shared):
+                os.close(fd)
+
+    async def _gather(self, active: Active) -> None:
+        """Leaves a mapping to one worker; connections that others have go on there."""
+        others = [each.places for each in self.active.values()]
+        stays = least_loaded(sorted(active.places), others)
+        for number in active.places.keys() - {stays}:
+            await self._remove({number: active.places.pop(number)}, channel.FOREVER_MS)
+
+    # --- One mapping ---------------------------------------------------------------------------
+
     def _line(self, spec: Spec) -> str:
         """The line of a spec, as the relay shows it."""
         return spec.line({purpose: at for at, purpose in enumerate(_purposes(spec))})
 
-    async def _add(self, spec: Spec, change: Change) -> Active:
-        """Opens the ports of a spec."""
+    async def _add(self, spec: Spec, number: int, change: Change) -> Active:
+        """Has a worker open the ports of a spec."""
         fds: list[int] = []
         inside: Identity | None = None
         try:
@@ -192,33 +260,49 @@ class Engine:
                 if purpose == "backend_netns":
                     inside = identity(fds[-1])
             line = self._line(spec)
-            done = await self._done(channel.add(line), spec, fds)
+            done = await self._done(number, channel.add(line), spec, fds)
         except (ListenerError, NamespaceError, channel.ChannelError) as error:
-            raise EngineError(_told(spec, str(error))) from error
+            raise EngineError(told(spec, str(error))) from error
         finally:
             for fd in fds:
                 os.close(fd)
-        for port, number in done.failed_ports():
-            change.failed.append((spec.title, port, _reason(spec, port, number)))
-        return Active(done.number, line, done.other, spec, inside)
+        for port, why in done.failed_ports():
+            change.failed.append((spec.title, port, reason(spec, port, why)))
+        active = self.served.new(line, done.other, spec, inside)
+        self.served.place(active, number, done.number)
+        return active
 
     async def _update(self, active: Active, spec: Spec) -> None:
-        """Gives a mapping other settings and targets."""
-        purposes = _purposes(spec)
+        """Gives a mapping other settings and targets, with all its workers or with none."""
+        done: list[int] = []
+        try:
+            for number in active.places:
+                active.inside = await self._update_at(number, active, spec)
+                done.append(number)
+        except BaseException:
+            for number in done:
+                if active.spec is not None:
+                    with contextlib.suppress(Exception):
+                        active.inside = await self._update_at(number, active, active.spec)
+            raise
+
+    async def _update_at(self, number: int, active: Active, spec: Spec) -> Identity | None:
+        """The same with one worker; the namespace of the backends."""
         fds: list[int] = []
         try:
             # The listener stays as it is, but its word must find a descriptor.
             inside: Identity | None = None
-            for purpose in purposes:
+            for purpose in _purposes(spec):
                 if purpose == "backend_netns":
                     fds.append(open_namespace(spec.mapping.netns))
                     inside = identity(fds[-1])
                 else:
                     fds.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-            await self._done(channel.update(active.serial, self._line(spec)), spec, fds)
-            active.inside = inside
+            command = channel.update(active.places[number], self._line(spec))
+            await self._done(number, command, spec, fds)
+            return inside
         except (NamespaceError, channel.ChannelError) as error:
-            raise EngineError(_told(spec, str(error))) from error
+            raise EngineError(told(spec, str(error))) from error
         finally:
             for fd in fds:
                 os.close(fd)
@@ -234,19 +318,27 @@ class Engine:
         return passed_socket(mapping.listen_fd, self.passed)
 
     async def _done(
-        self, command: bytes, spec: Spec | None, fds: Iterable[int] = ()
+        self, number: int, command: bytes, spec: Spec | None, fds: Iterable[int] = ()
     ) -> channel.Done:
-        """Has the relay carry out a command.  Raises EngineError in people's words."""
-        answer = await self.plane.request(command, list(fds))
+        """Has a worker carry out a command.  Raises EngineError in people's words."""
+        answer = await self.workers.request(number, command, list(fds))
         if isinstance(answer, channel.Done):
             return answer
         if spec is None or not answer.number:
-            raise EngineError(_told(spec, answer.text))
-        raise EngineError(_told(spec, _cannot_listen(spec, answer.port, answer.number)))
+            raise EngineError(told(spec, answer.text))
+        raise EngineError(told(spec, cannot_listen(spec, answer.port, answer.number)))
 
 
-def _told(spec: Spec | None, text: str) -> str:
-    return text if spec is None or spec.origin == "-p" else f"{spec.origin}: {text}"
+def _moved(active: dict[str, Active]) -> Iterable[str]:
+    """The keys of those whose backends are elsewhere now."""
+    known: dict[str, Identity | None] = {}
+    for key, each in active.items():
+        name = each.spec.mapping.netns if each.spec is not None else ""
+        if name:
+            if name not in known:
+                known[name] = identity_of(name)
+            if known[name] not in {None, each.inside}:
+                yield key
 
 
 def _purposes(spec: Spec) -> list[str]:
@@ -255,27 +347,6 @@ def _purposes(spec: Spec) -> list[str]:
     wanted = [("listen_netns", mapping.listen_netns), ("backend_netns", mapping.netns)]
     wanted.append(("fd", mapping.listen_unix or mapping.listen_fd))
     return [purpose for purpose, value in wanted if value]
-
-
-def _cannot_listen(spec: Spec, port: int, number: int) -> str:
-    where = endpoint(spec.mapping.bind, port)
-    return f"cannot listen on {where}: {_reason(spec, port, number)}"
-
-
-def _reason(spec: Spec, port: int, number: int) -> str:
-    """What an errno means for a listener, and who is to blame if that can be found out."""
-    protocol = spec.mapping.protocol
-    if number == errno.EPROTONOSUPPORT:
-        return f"this kernel has no {protocol}; load the module {protocol}"
-    if number == errno.EMFILE:
-        return "too many open files; raise the limit (ulimit -n, LimitNOFILE=)"
-    text = os.strerror(number).lower()
-    if number == errno.EADDRINUSE and not spec.mapping.listen_netns:
-        holder = holder_of(protocol, port)
-        return f"{text} (by {holder})" if holder else text
-    if number == errno.EACCES and port < 1024:
-        return f"{text}; ports below 1024 need root or CAP_NET_BIND_SERVICE"
-    return text
 
 
 async def look_up(spec: Spec) -> str:

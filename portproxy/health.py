@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from portproxy.spec import Spec
@@ -33,6 +33,14 @@ class Health:
             if key not in self.tasks:
                 self.states[key] = [None] * len(spec.backends())
                 self.tasks[key] = (spec, asyncio.ensure_future(self._check(key, spec)))
+
+    async def repeat(self, keys: Iterable[str]) -> None:
+        """Says again what is known of the backends of these, to those who have not heard it."""
+        for key in keys:
+            for at, up in enumerate(self.states.get(key, [])):
+                if up is not None:
+                    with contextlib.suppress(Exception):
+                        await self.mark(key, at, up)
 
     def close(self) -> None:
         """Checks nothing any more."""

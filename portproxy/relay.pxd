@@ -153,7 +153,7 @@ cdef struct Mapping:
     int ports
     int wire  # IPPROTO_…
     bint given  # the listener is an inherited descriptor
-    int given_fd
+    int[PASSED] given_fds  # one for each port
     int listen_netns
     int backend_netns
     bint partial  # ports that cannot be opened are left out
@@ -210,6 +210,7 @@ cdef struct Mapping:
     Mapping* next
     Listener* listeners
     bint serving
+    bint shared  # other workers accept from its listeners as well
     bint removed
     long spliced
     long dial_ms
@@ -384,6 +385,8 @@ cdef Control commander  # the control plane
 cdef Control controller  # where the next one comes
 cdef int[PASSED] passed
 cdef int passed_count
+cdef int[PASSED] handed  # ... and the answer
+cdef int handed_count
 cdef char[BUFFER_BYTES] reply
 cdef size_t reply_length
 cdef int failed_errno
@@ -533,6 +536,8 @@ cdef void sift(Timer* timer) noexcept nogil
 cdef void run_timers() noexcept nogil
 
 cdef void accept_clients(Listener* listener) noexcept nogil
+cdef bint await_clients(Listener* listener) noexcept nogil
+cdef void let_others_first(Listener* listener) noexcept nogil
 cdef bint prepare_socket(Mapping* mapping) noexcept nogil
 cdef bint takes_prepared(Mapping* mapping, int family) noexcept nogil
 cdef int take_socket(Mapping* mapping, int family) noexcept nogil
@@ -664,12 +669,14 @@ cdef int take_passed(long number) noexcept nogil
 cdef bint is_of_control(const char* word) noexcept nogil
 cdef bint is_for_all(const char* word) noexcept nogil
 cdef const char* set_of_control(Mapping* mapping, const char* word, const char* value) noexcept nogil
+cdef const char* take_shared(Mapping* mapping, long first) noexcept nogil
 cdef Mapping* read_draft(const char* text) noexcept nogil
 cdef void add_mapping(const char* text) noexcept nogil
 cdef void failed_errno_reset() noexcept nogil
 cdef void refuse_mapping(Mapping* mapping, int offset) noexcept nogil
 cdef void learn_port(Mapping* mapping) noexcept nogil
 cdef void start_mapping(Mapping* mapping) noexcept nogil
+cdef void share_mapping(Mapping* mapping) noexcept nogil
 cdef void update_mapping(Mapping* mapping, const char* text) noexcept nogil
 cdef void forget_backends(Mapping* mapping) noexcept nogil
 cdef void exchange_settings(Mapping* mapping, Mapping* draft) noexcept nogil

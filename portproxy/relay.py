@@ -53,9 +53,9 @@ from cython.cimports.linux import (
     EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
-    EPOLL_CTL_MOD,
     EPOLLERR,
     EPOLLET,
+    EPOLLEXCLUSIVE,
     EPOLLHUP,
     EPOLLIN,
     EPOLLOUT,
@@ -301,6 +301,7 @@ def set_defaults():
     """What docker-proxy does, where it can be chosen at all."""
     global protocol, host_text, container_text, host_port, container_port, log_fd, stats_fd
     global reserve_fd, control_fd, broker_fd, passed_count, next_serial, filters_calls
+    at: cython.int
     protocol = b"tcp"
     host_text = b"0.0.0.0"
     host_port = NOT_GIVEN
@@ -324,7 +325,8 @@ def set_defaults():
     plain.client_bits_v6 = 64
     plain.udp_timeout_ms = UDP_TIMEOUT_MS
     plain.udp_sessions = UDP_SESSIONS
-    plain.given_fd = -1
+    for at in range(PASSED):
+        plain.given_fds[at] = -1
     plain.listen_netns = -1
     plain.backend_netns = -1
 
@@ -543,7 +545,7 @@ def add_docker_mapping():
     mapping.backend_count = 1
     if use_listen_fd:
         mapping.given = True
-        mapping.given_fd = LISTENER_FD
+        mapping.given_fds[0] = LISTENER_FD
     if not take_environment(mapping):
         take_settings_file(mapping)
     adopt_for_all(mapping)
@@ -1186,9 +1188,9 @@ def take_words(mapping, text):
             if mapping.given:
                 return b"fd= is there twice"
             mapping.given = True
-            mapping.given_fd = cython.cast(cython.int, number)
+            mapping.given_fds[0] = cython.cast(cython.int, number)
             if control_fd >= 0:
-                mapping.given_fd = take_passed(number)
+                mapping.given_fds[0] = take_passed(number)
         elif control_fd >= 0 and is_of_control(word):
             wrong = set_of_control(mapping, word, value)
             if wrong != cython.NULL:
@@ -1590,7 +1592,7 @@ def bound_socket(family, kind, wire, address, what):
 def take_listener(listener):
     """Takes a socket that somebody else opened, if it is of the kind that is meant; else False."""
     mapping: cython.pointer(Mapping) = listener.mapping
-    fd: cython.int = mapping.given_fd
+    fd: cython.int = mapping.given_fds[listener.offset]
     domain: cython.int = number_of(fd, SO_DOMAIN)
     wire: cython.int = number_of(fd, SO_PROTOCOL)
     good: cython.bint = domain == AF_INET or domain == AF_INET6
@@ -1609,7 +1611,7 @@ def take_listener(listener):
         say(b" socket")
         return False
     listener.fd = fd
-    mapping.given_fd = -1
+    mapping.given_fds[listener.offset] = -1
     fcntl(fd, F_SETFD, FD_CLOEXEC)
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
     return True
@@ -1737,6 +1739,7 @@ def take_any_event(what, events):
         take_event(cython.cast(cython.pointer(Side), what), events)
     elif what[0] == OF_STREAMS:
         accept_clients(cython.cast(cython.pointer(Listener), what))
+        let_others_first(cython.cast(cython.pointer(Listener), what))
     elif what[0] == OF_DATAGRAMS:
         receive_requests(cython.cast(cython.pointer(Listener), what))
     elif what[0] == OF_CONTROL:
@@ -1917,6 +1920,30 @@ def accept_clients(listener):
             pause(listener)
 
 
+def await_clients(listener):
+    """Has epoll report the clients of a port.  False with errno if it cannot.
+
+    A client of a port that several workers have wakes one of them, and not all.
+    """
+    events: cython.uint = EPOLLIN
+    if listener.mapping.shared:
+        events |= EPOLLEXCLUSIVE
+    return watch(listener.fd, listener, events, EPOLL_CTL_ADD)
+
+
+def let_others_first(listener):
+    """Has the next client of a shared port wake another worker, if one has nothing to do.
+
+    The kernel wakes the first in the port's queue that waits.  Without this that is always the
+    same one, and it would have nearly all connections of a time with few new ones.
+    """
+    if not listener.mapping.shared or listener.paused or listener.fd < 0:
+        return
+    watch(listener.fd, listener, 0, EPOLL_CTL_DEL)
+    if not await_clients(listener):
+        pause(listener)
+
+
 def prepare_socket(mapping):
     """Makes the next connection's socket in advance.  False if there is no file descriptor."""
     family: cython.int = mapping.backends[0].address.sin6_family
@@ -1962,7 +1989,8 @@ def pause(listener):
     listener.next_paused = paused_first
     paused_first = listener
     listener.mapping.pauses += 1
-    watch(listener.fd, listener, 0, EPOLL_CTL_MOD)
+    # One that is watched exclusively cannot be modified.
+    watch(listener.fd, listener, 0, EPOLL_CTL_DEL)
 
 
 def resume():
@@ -1975,8 +2003,9 @@ def resume():
         following = listener.next_paused
         listener.paused = False
         if not draining:
-            watch(listener.fd, listener, EPOLLIN, EPOLL_CTL_MOD)
-            if pause_ms == LONGEST_PAUSE_MS:
+            if not await_clients(listener):
+                pause(listener)
+            elif pause_ms == LONGEST_PAUSE_MS:
                 accept_clients(listener)
                 if listener.paused:
                     shed(listener)
@@ -3932,7 +3961,7 @@ def lose_commander():
 
 def take_commands():
     """Does what the control plane says: a datagram is a command, and gets one datagram back."""
-    global passed_count
+    global passed_count, handed_count
     message: msghdr
     part: iovec
     head: cython.pointer(cmsghdr)
@@ -3954,6 +3983,7 @@ def take_commands():
         return
     buffer[size] = 0
     passed_count = 0
+    handed_count = 0
     head = CMSG_FIRSTHDR(cython.address(message))
     if head != cython.NULL and head.cmsg_level == SOL_SOCKET and head.cmsg_type == SCM_RIGHTS:
         passed_count = cython.cast(
@@ -3970,7 +4000,7 @@ def take_commands():
         if passed[passed_count] >= 0:
             close(passed[passed_count])
     if commander.fd >= 0:
-        send(commander.fd, reply, reply_length, MSG_NOSIGNAL | MSG_DONTWAIT)
+        send_with_fds(commander.fd, reply, reply_length, handed, handed_count)
 
 
 def command(text):
@@ -3985,6 +4015,8 @@ def command(text):
         add_mapping(rest)
     elif strcmp(text, b"start") == 0:
         start_mapping(mapping_named(cython.address(rest)))
+    elif strcmp(text, b"share") == 0:
+        share_mapping(mapping_named(cython.address(rest)))
     elif strcmp(text, b"update") == 0:
         mapping = mapping_named(cython.address(rest))
         update_mapping(mapping, rest)
@@ -4108,6 +4140,7 @@ def take_passed(number):
 def is_of_control(word):
     """Whether a word means something here that it does not mean in a file."""
     found: cython.bint = strcmp(word, b"label") == 0 or strcmp(word, b"partial") == 0
+    found = found or strcmp(word, b"shared") == 0
     found = found or strcmp(word, b"listen_netns") == 0 or strcmp(word, b"backend_netns") == 0
     return found or is_for_all(word)
 
@@ -4127,6 +4160,8 @@ def set_of_control(mapping, word, value):
         return cython.NULL
     if strcmp(word, b"partial") == 0:
         return choose(cython.address(mapping.partial), value, b"false", b"true")
+    if strcmp(word, b"shared") == 0:
+        return take_shared(mapping, whole_number(value, cython.address(at)))
     if is_for_all(word):
         return b"the control plane decides about this"
     listens = strcmp(word, b"listen_netns") == 0
@@ -4139,6 +4174,20 @@ def set_of_control(mapping, word, value):
         mapping.listen_netns = fd
     else:
         mapping.backend_netns = fd
+    return cython.NULL
+
+
+def take_shared(mapping, first):
+    """Takes the ports that another worker has opened; they came from ``first`` on."""
+    at: cython.int
+    if mapping.given:
+        return b"a mapping's listeners are named once"
+    if mapping.ports > PASSED:
+        return b"so many ports cannot be shared"
+    mapping.given = True
+    mapping.shared = True
+    for at in range(mapping.ports):
+        mapping.given_fds[at] = take_passed(first + at)
     return cython.NULL
 
 
@@ -4202,7 +4251,7 @@ def add_mapping(text):
     if mapping.listen_netns >= 0:
         close(mapping.listen_netns)
         mapping.listen_netns = -1
-    if mapping.ports == 1 and not mapping.given:
+    if mapping.ports == 1 and (mapping.shared or not mapping.given):
         learn_port(mapping)
     reply_ok(mapping.serial, ntohs(mapping.host.sin6_port))
 
@@ -4234,6 +4283,7 @@ def learn_port(mapping):
             cython.address(size),
         )
         == 0
+        and address.sin6_family != AF_UNIX
     ):
         mapping.host.sin6_port = address.sin6_port
 
@@ -4248,11 +4298,43 @@ def start_mapping(mapping):
         listener = cython.address(mapping.listeners[at])
         if listener.fd < 0 or mapping.serving:
             continue
-        if not watch(listener.fd, listener, EPOLLIN, EPOLL_CTL_ADD):
+        if not await_clients(listener):
             reply_error(ntohs(mapping.host.sin6_port) + at, errno, b"epoll")
             return
     mapping.serving = True
     reply_ok(mapping.serial, 0)
+
+
+def share_mapping(mapping):
+    """Answers with the listeners of a mapping, for other workers to accept from as well."""
+    global handed_count
+    at: cython.int
+    listener: cython.pointer(Listener)
+    if mapping == cython.NULL:
+        return
+    if mapping.wire != IPPROTO_TCP or mapping.ports > PASSED:
+        # Of datagrams every worker would get some, whoever has the session.
+        reply_error(0, 0, b"such a mapping has one worker")
+        return
+    for at in range(mapping.ports):
+        if mapping.listeners[at].fd < 0:
+            reply_error(ntohs(mapping.host.sin6_port) + at, 0, b"the port is not open")
+            return
+    for at in range(mapping.ports):
+        listener = cython.address(mapping.listeners[at])
+        handed[at] = listener.fd
+        if mapping.serving and not mapping.shared:
+            watch(listener.fd, listener, 0, EPOLL_CTL_DEL)
+    handed_count = mapping.ports
+    if mapping.serving and not mapping.shared:
+        mapping.shared = True
+        for at in range(mapping.ports):
+            # One that waits for descriptors is watched when it has waited enough.
+            listener = cython.address(mapping.listeners[at])
+            if not listener.paused and not await_clients(listener):
+                pause(listener)
+    mapping.shared = True
+    reply_ok(mapping.serial, ntohs(mapping.host.sin6_port))
 
 
 def update_mapping(mapping, text):
@@ -4351,6 +4433,8 @@ def close_listener(listener):
         place[0] = listener.next_paused
     listener.paused = False
     if listener.fd >= 0:
+        # Others may have it, too: then epoll would go on to report what is closed here.
+        watch(listener.fd, listener, 0, EPOLL_CTL_DEL)
         close(listener.fd)
     listener.fd = -1
 
@@ -4398,8 +4482,9 @@ def free_mapping(mapping):
         close(mapping.listen_netns)
     if mapping.backend_netns >= 0:
         close(mapping.backend_netns)
-    if mapping.given_fd >= 0:
-        close(mapping.given_fd)
+    for at in range(PASSED):
+        if mapping.given_fds[at] >= 0:
+            close(mapping.given_fds[at])
     free(mapping.access)
     free(mapping.trusted)
     free(mapping.clients)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from portproxy.engine import Active
 from portproxy.mapping import endpoint
+from portproxy.served import Active
 
 
 def title(active: Active | None, record: dict[str, Any]) -> str:

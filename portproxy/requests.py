@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from portproxy import channel
+from portproxy import channel, spreading
 from portproxy.api import ApiError
-from portproxy.dataplane import DataPlane, DataPlaneError
+from portproxy.dataplane import DataPlaneError
 from portproxy.engine import EngineError
 from portproxy.mapping import MappingError
 from portproxy.nft import NftError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from portproxy.config import Config
     from portproxy.metrics import Reading
     from portproxy.service import Service
+    from portproxy.workers import Workers
 
 Json = dict[str, Any]
 MOST_NUMBER = 2**31 - 1
@@ -43,7 +44,7 @@ class Requests:
 
     async def handle(self, request: Json) -> Json:
         """One request.  Raises ApiError."""
-        if not self.service.begun or self.plane.lost:
+        if not self.service.begun or not self.workers.planes:
             raise ApiError("the data plane is not there yet, or not any more")
         do = request["do"]
         if do not in self.known:
@@ -56,10 +57,9 @@ class Requests:
             raise ApiError(f"{do} needs {error}") from error
 
     @property
-    def plane(self) -> DataPlane:
+    def workers(self) -> Workers:
         """The data plane of a service that has begun."""
-        assert self.service.plane is not None
-        return self.service.plane
+        return self.service.workers
 
     async def _status(self, _: Json) -> Json:
         return await self.status()
@@ -67,10 +67,10 @@ class Requests:
     async def status(self) -> Json:
         """Every mapping with its counters, the process, and whether the service is ready."""
         service = self.service
-        *mappings, process = await self.plane.records("list")
-        by_serial = {active.serial: (key, active) for key, active in service.engine.active.items()}
-        for record in mappings:
-            key, active = by_serial.get(record["serial"], ("", None))
+        mappings, process = await service.engine.listed()
+        by_group = {active.group: (key, active) for key, active in service.engine.active.items()}
+        for group, record in mappings:
+            key, active = by_group.get(group, ("", None))
             record["title"] = title(active, record)
             record["where"] = where(active) if active is not None else record["line"]
             record["kernel"] = key in service.kernel.keys
@@ -81,8 +81,9 @@ class Requests:
             "config": service.config_path,
             "reloads": service.reloads,
             "failed_reloads": service.failed_reloads,
-            "mappings": mappings,
+            "mappings": [record for _, record in mappings],
             "process": process,
+            "workers": {number: plane.pid for number, plane in self.workers.planes.items()},
         }
 
     async def reading(self) -> Reading:
@@ -97,14 +98,28 @@ class Requests:
         return Reading(named, status["process"], own)
 
     async def _ps(self, _: Json) -> Json:
-        *found, _process = await self.plane.records("connections")
-        return {"connections": found}
+        listed = await self.workers.records("connections")
+        groups, several = self.service.engine.served.groups, self.workers.several
+        return {"connections": spreading.connections(listed, groups, several)}
 
     async def _kill(self, request: Json) -> Json:
-        answer = await self.plane.request(channel.simple("kill", _number(request, "serial")))
+        worker, serial = self._connection(request)
+        if worker not in self.workers.planes:
+            raise ApiError("there is no such connection")
+        answer = await self.workers.request(worker, channel.simple("kill", serial))
         if isinstance(answer, channel.Refused):
             raise ApiError(answer.text)
         return {}
+
+    def _connection(self, request: Json) -> spreading.Place:
+        """The worker and the number there of a connection.  Raises ApiError, or KeyError."""
+        if not self.workers.several:
+            return min(self.workers.planes), _number(request, "serial")
+        place = spreading.place_of(request["serial"])
+        if place is None:
+            shown = request["serial"]
+            raise ApiError(f"there is no such connection: {shown!r} is not WORKER.NUMBER as in ps")
+        return place
 
     async def _add(self, request: Json) -> Json:
         options = request.get("options", {})

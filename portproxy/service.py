@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from portproxy import channel, systemd
 from portproxy.api import ApiError, Server
 from portproxy.config import Config, ConfigError, load
-from portproxy.dataplane import Confinement, DataPlane, DataPlaneError, adopt, start
+from portproxy.dataplane import Confinement, DataPlane, DataPlaneError
 from portproxy.engine import Change, Engine, EngineError, look_up
 from portproxy.idleness import Idleness
 from portproxy.kernel import KernelMode
@@ -26,6 +26,7 @@ from portproxy.outlets import OutletError, Outlets
 from portproxy.report import where
 from portproxy.requests import Requests
 from portproxy.spec import Spec
+from portproxy.workers import Workers
 
 if TYPE_CHECKING:  # imported when they are needed: most instances do without
     from portproxy.health import Health
@@ -34,8 +35,9 @@ FOLLOW_INTERVAL_S = 1.0
 NAMES_INTERVAL_S = 60.0
 LEAVE_MARGIN_S = 5.0
 LAST_MOMENT_MS = 30_000
+REPLACE_DELAY_S = 1.0
 # What the data plane is given when it starts, and cannot be changed afterwards.
-ONCE = ("user", "seccomp")
+ONCE = ("user", "workers", "seccomp")
 Wanted = tuple[Config, list[Spec]]
 
 
@@ -77,7 +79,7 @@ class Service:
         self.outlets = Outlets(requests.reading, self.unready)
         self.health: Health | None = None
         self.kernel = KernelMode(say)
-        self.plane: DataPlane | None = None
+        self.workers = Workers(self.path, self._event, self._lost)
         self.begun = False
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,9 +102,8 @@ class Service:
             await self.server.listen(self.path)
         self.outlets = await self.outlets.opened(self.config)
         specs = [*self.config.specs, *self.extra]
-        self.plane = self._plane(any(spec.needs_net_admin for spec in specs))
-        await self.plane.begin()
-        self.engine = Engine(self.plane, self.locate, passed_sockets(os.environ))
+        await self.workers.begin(self.config.workers, self._confinement())
+        self.engine = Engine(self.workers, self.locate, passed_sockets(os.environ))
         await self.engine.take_over()
         if any(spec.mode != "user" for spec in specs):
             await self.kernel.begin()
@@ -119,20 +120,15 @@ class Service:
             self.announce(where(active))
         systemd.notify("READY=1", f"STATUS={len(self.engine.active)} mappings")
 
-    def _plane(self, net_admin: bool) -> DataPlane:
-        """The relay of a former control plane, or a new one."""
-        relay = f"{self.path}.relay" if self.path else ""
-        if relay:
-            found = adopt(relay, self._event, self._lost)
-            if found is not None:
-                return found
-        confinement = Confinement(self.config.user, net_admin, self.config.seccomp)
-        return start(confinement, self._event, self._lost, relay)
+    def _confinement(self) -> Confinement:
+        """The privileges that a worker starts with."""
+        specs = [*self.config.specs, *self.extra]
+        net_admin = any(spec.needs_net_admin for spec in specs)
+        return Confinement(self.config.user, net_admin, self.config.seccomp)
 
     async def _report(self) -> None:
-        """Has the relay report as many of the connections that end as the log wants."""
-        assert self.plane is not None
-        await self.plane.request(channel.simple("closes", self.outlets.reports_one_in))
+        """Has the workers report as many of the connections that end as the log wants."""
+        await self.workers.tell_all(channel.simple("closes", self.outlets.reports_one_in))
 
     async def _end(self) -> None:
         for task in self.tasks:
@@ -141,15 +137,10 @@ class Service:
         if self.health is not None:
             self.health.close()
         await self.kernel.remove()
-        if self.plane is not None:
-            for key in self.engine.active if hasattr(self, "engine") else ():
-                if "/unix:" in key:
-                    remove_unix(key.partition("/unix:")[2])
-            if self.plane.process is None and not self.plane.lost:
-                with contextlib.suppress(OSError):
-                    self.plane.socket.send(channel.drain(0))
-            self.plane.kill()
-            remove_unix(f"{self.path}.relay" if self.path else "")
+        for key in self.engine.active if hasattr(self, "engine") else ():
+            if "/unix:" in key:
+                remove_unix(key.partition("/unix:")[2])
+        self.workers.end()
         self.server.close()
         self.outlets.close_beside(None)
 
@@ -164,10 +155,9 @@ class Service:
         self.tasks.append(asyncio.ensure_future(self._drain(self.config.drain_ms)))
 
     async def _drain(self, ms: int) -> None:
-        assert self.plane is not None
         await self.kernel.remove()
         with contextlib.suppress(DataPlaneError):
-            await self.plane.request(channel.drain(ms))
+            await self.workers.tell_all(channel.drain(ms))
             await asyncio.sleep(ms / 1000 + LEAVE_MARGIN_S)
         self._finish("")
 
@@ -175,10 +165,45 @@ class Service:
         if not self.finished.done():
             self.finished.set_result(reason)
 
-    def _lost(self) -> None:
-        """The relay has gone: as it was told to, or by an accident that ends us too."""
-        how = self.plane.ended_how() if self.plane is not None else ""
-        self._finish("" if self.stopping else f"the data plane has ended {how}".rstrip())
+    def _lost(self, number: int, plane: DataPlane) -> None:
+        """A worker has gone: as it was told to, or by an accident, which ends us if it was alone.
+
+        The others go on, and serve what it had until there is another one in its place.
+        """
+        left = bool(self.workers.planes) and self.begun
+        how = "" if self.stopping and left else plane.ended_how()
+        if not left:
+            self._finish("" if self.stopping else f"the data plane has ended {how}".rstrip())
+        elif not self.stopping:
+            say(
+                f"worker {number} of the data plane has ended {how}".rstrip() + "; the others go on"
+            )
+            self.tasks.append(asyncio.ensure_future(self._replace(number)))
+
+    async def _replace(self, number: int) -> None:
+        """Has the others serve what a worker did that has ended, and then another one, too."""
+        await self._restore()
+        while not self.stopping and self.workers.planes:
+            await asyncio.sleep(REPLACE_DELAY_S)
+            try:
+                await self.engine.forget_lost()
+                await self.workers.replace(number, self._confinement())
+                break
+            except (DataPlaneError, OSError) as error:
+                say(f"worker {number} of the data plane cannot be started again: {error}")
+        await self._restore()
+        with contextlib.suppress(DataPlaneError):
+            await self._report()
+
+    async def _restore(self) -> None:
+        """Has the workers that there are serve everything; tries until that can be had."""
+        while not self.stopping and self.begun and self.workers.planes:
+            try:
+                await self.change(lambda config, extra: (config, extra))
+                return
+            except (EngineError, NftError, DataPlaneError) as error:
+                say(f"what a worker has left is not served: {error}")
+                await asyncio.sleep(REPLACE_DELAY_S)
 
     def _event(self, record: dict[str, Any]) -> None:
         if self.outlets.log is not None and record.get("event") == "close":
@@ -204,9 +229,8 @@ class Service:
         return change
 
     async def _apply(self, specs: list[Spec], drain_ms: int) -> Change:
-        assert self.plane is not None
         for spec in specs:
-            if spec.needs_net_admin and not self.plane.has_net_admin():
+            if spec.needs_net_admin and not self.workers.have_net_admin():
                 raise EngineError(
                     f"{spec.origin}: {spec.title} needs CAP_NET_ADMIN, which the data plane has "
                     "only if it was started, as root, with a mapping that needs it"
@@ -220,12 +244,13 @@ class Service:
             self.health = Health(self._mark)
         if self.health is not None:
             self.health.watch(wanted)
+            await self.health.repeat(self.engine.joined)
         return change
 
     async def _mark(self, key: str, index: int, up: bool) -> None:
         active = self.engine.active.get(key)
-        if active is not None and self.plane is not None:
-            await self.plane.request(channel.mark(active.serial, index, up))
+        if active is not None:
+            await self.workers.tell(active.places, lambda serial: channel.mark(serial, index, up))
 
     def _hang_up(self) -> None:
         self.outlets.reopen_log()
@@ -312,14 +337,15 @@ class Service:
 
     async def _end_when_idle(self) -> None:
         """Ends, as after SIGTERM, when nobody has been there for as long as is configured."""
-        assert self.plane is not None
         idleness = Idleness(time.monotonic())
         while not self.stopping:
             await asyncio.sleep(FOLLOW_INTERVAL_S)
             if not self.config.exit_idle_ms:
                 continue
             with contextlib.suppress(DataPlaneError):
-                idleness.see(await self.plane.records("list"), time.monotonic())
+                mappings, process = await self.engine.listed()
+                records = [*(record for _, record in mappings), process]
+                idleness.see(records, time.monotonic())
             if idleness.lasts_s(time.monotonic()) >= self.config.exit_idle_ms / 1000:
                 self.stopping = True
                 systemd.notify("STOPPING=1", "STATUS=nobody has been there")

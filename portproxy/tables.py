@@ -42,7 +42,8 @@ def status(answer: Json) -> None:
     """All mappings."""
     console = _console()
     ready = "ready" if answer["ready"] == "yes" else f"not ready: {answer['ready']}"
-    console.print(f"portproxy {answer['pid']}, data plane {answer['relay']}, {ready}", markup=False)
+    pids = ", ".join(str(pid) for pid in answer["workers"].values())
+    console.print(f"portproxy {answer['pid']}, data plane {pids}, {ready}", markup=False)
     made = _table("MAPPING", "STATE", "PORTS", "OPEN NOW", "ACCEPTED", "FAILED", "UP", "DOWN")
     for each in answer["mappings"]:
         state = "kernel" if each["kernel"] else each["state"]
@@ -54,7 +55,7 @@ def status(answer: Json) -> None:
     console.print(made)
 
 
-def connection_table(connections: list[Json], before: dict[int, int], passed_s: float) -> Table:
+def connection_table(connections: list[Json], before: dict[Any, int], passed_s: float) -> Table:
     """All connections, the busiest first if it is known what they had carried before."""
     made = _table("ID", "CLIENT", "LOCAL", "BACKEND", "PHASE", "UP", "DOWN", "RATE", "RTT", "AGE")
 

@@ -1,0 +1,143 @@
+"""The data plane as a whole: one ``portproxy-relay`` for each worker.
+
+They are told apart by numbers from 1 on.  All are started together; who dies is replaced by the
+service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from portproxy import channel
+from portproxy.config import MOST_WORKERS
+from portproxy.dataplane import Confinement, DataPlane, DataPlaneError, adopt, start
+from portproxy.listeners import remove_unix
+
+Records = dict[int, list[dict[str, Any]]]
+
+
+@dataclass
+class Workers:
+    """``path`` is where the first one listens for its control plane; empty if they end with it.
+
+    ``on_lost`` gets the number of one that has ended, and how.  ``several`` says that there are,
+    or have been, more than one: connections have IDs then that name their worker.
+    """
+
+    path: str
+    on_event: Callable[[dict[str, Any]], None]
+    on_lost: Callable[[int, DataPlane], None]
+    planes: dict[int, DataPlane] = field(default_factory=dict)
+    several: bool = False
+
+    async def begin(self, count: int, confinement: Confinement) -> None:
+        """Takes over what a former control plane has left, all of it, and starts what is lacking.
+
+        Raises DataPlaneError.
+        """
+        for number in range(1, MOST_WORKERS + 1):
+            where = self._where(number)
+            if where and (found := adopt(where, self.on_event, self._losing(number))) is not None:
+                self._take(number, found)
+        for number in range(1, count + 1):
+            if number not in self.planes:
+                self._start(number, confinement)
+        for plane in list(self.planes.values()):
+            await plane.begin()
+
+    async def replace(self, number: int, confinement: Confinement) -> None:
+        """Starts one in the place of one that has ended.  Raises DataPlaneError."""
+        await self._start(number, confinement).begin()
+
+    def _start(self, number: int, confinement: Confinement) -> DataPlane:
+        made = start(confinement, self.on_event, self._losing(number), self._where(number))
+        self._take(number, made)
+        return made
+
+    def _take(self, number: int, plane: DataPlane) -> None:
+        self.planes[number] = plane
+        self.several = self.several or len(self.planes) > 1
+
+    def _where(self, number: int) -> str:
+        """Where a worker listens: the first one where a single one always has."""
+        if not self.path:
+            return ""
+        return f"{self.path}.relay" if number == 1 else f"{self.path}.relay.{number}"
+
+    def _losing(self, number: int) -> Callable[[], None]:
+        def lose() -> None:
+            plane = self.planes.pop(number, None)
+            if plane is not None:
+                self.on_lost(number, plane)
+
+        return lose
+
+    def first(self) -> DataPlane:
+        """The one with the lowest number.  Raises DataPlaneError if there is none any more."""
+        if not self.planes:
+            raise DataPlaneError("the relay has ended")
+        return self.planes[min(self.planes)]
+
+    async def request(
+        self, number: int, data: bytes, fds: Sequence[int] = ()
+    ) -> channel.Done | channel.Refused:
+        """One command to one worker, and its answer.  Raises DataPlaneError."""
+        if number not in self.planes:
+            raise DataPlaneError("the relay has ended")
+        return await self.planes[number].request(data, fds)
+
+    async def tell(self, places: dict[int, int], command: Callable[[int], bytes]) -> None:
+        """Has each worker of a mapping do the ``command`` for its serial number there.
+
+        Of those that have ended, or end now, nothing is expected.  Raises DataPlaneError if one
+        does not answer.
+        """
+        for number, serial in list(places.items()):
+            await self._tell(number, command(serial))
+
+    async def tell_all(self, data: bytes) -> None:
+        """The same of all workers."""
+        for number in list(self.planes):
+            await self._tell(number, data)
+
+    async def _tell(self, number: int, data: bytes) -> None:
+        try:
+            await self.request(number, data)
+        except DataPlaneError:
+            if number in self.planes:
+                raise
+
+    async def records(self, word: str) -> Records:
+        """What each worker answers to ``list`` or ``connections``.  Raises DataPlaneError.
+
+        One that ends meanwhile is left out, unless it was the last.
+        """
+        found: Records = {}
+        for number, plane in sorted(self.planes.items()):
+            try:
+                found[number] = await plane.records(word)
+            except DataPlaneError:
+                if not plane.lost:
+                    raise
+        if not found:
+            raise DataPlaneError("the relay has ended")
+        return found
+
+    def have_net_admin(self) -> bool:
+        """Whether all have CAP_NET_ADMIN."""
+        return all(plane.has_net_admin() for plane in self.planes.values())
+
+    def end(self) -> None:
+        """Ends all at once; nothing of them stays."""
+        for plane in list(self.planes.values()):
+            if plane.process is None and not plane.lost:
+                with contextlib.suppress(OSError):
+                    plane.socket.send(channel.drain(0))
+            plane.kill()
+        self.planes.clear()
+        if self.path:
+            for number in range(1, MOST_WORKERS + 1):
+                remove_unix(self._where(number))
