@@ -16,6 +16,7 @@ from tests.integration.relays import BOUND_S, eventually, free_port
 from tests.integration.tool import Echo, Tool, echo, says
 
 Tools = Callable[..., Tool]
+ALONE = ("--workers", "1")
 
 
 @pytest.fixture
@@ -54,7 +55,11 @@ def backend() -> Iterator[Echo]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_tool_forwards_until_told_to_stop(tools: Tools, backend: Echo, number: int) -> None:
-    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.port}", f"[::1]:0:127.0.0.1:{backend.port}/tcp")
+    tool = tools(
+        f"127.0.0.1:0:127.0.0.1:{backend.port}",
+        f"[::1]:0:127.0.0.1:{backend.port}/tcp",
+        options=ALONE,
+    )
     assert says(("127.0.0.1", tool.port())) == "it"
     assert says(("::1", tool.port()), socket.AF_INET6) == "it"
     children = tool.children()
@@ -80,7 +85,7 @@ def test_tool_takes_its_relays_along(tools: Tools, backend: Echo) -> None:
 
 
 def test_tool_ends_when_its_relay_does(tools: Tools, backend: Echo) -> None:
-    tool = tools(*[f"127.0.0.1:0:127.0.0.1:{backend.port}"] * 2)
+    tool = tools(*[f"127.0.0.1:0:127.0.0.1:{backend.port}"] * 2, options=ALONE)
     tool.line()
     tool.line()
     children = tool.children()
@@ -236,7 +241,7 @@ def free_block(ports: int) -> int:
 
 @plain_only
 def test_the_data_plane_has_no_privileges(tools: Tools, backend: Echo) -> None:
-    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.port}")
+    tool = tools(f"127.0.0.1:0:127.0.0.1:{backend.port}", options=ALONE)
     port = tool.port()
     relay, broker = tool.children()
     status = dict(

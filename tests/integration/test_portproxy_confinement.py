@@ -14,6 +14,7 @@ from tests.integration.conftest import plain_only
 from tests.integration.tool import Run, echo, says, tools
 
 pytestmark = plain_only
+ALONE = ("--workers", "1")
 ATTACH, DETACH, STEP, GET, SET = 16, 17, 9, 12, 13
 WALL = 0x40000000
 # Where the registers of x86-64 stand in user_regs_struct.
@@ -86,7 +87,7 @@ class Debugged:
 
 def test_the_kernel_refuses_what_moving_bytes_does_not_need(run: Run) -> None:
     with echo("it") as backend:
-        tool = run("-p", f"127.0.0.1:0:127.0.0.1:{backend.port}")
+        tool = run("-p", f"127.0.0.1:0:127.0.0.1:{backend.port}", *ALONE)
         port = tool.port()
         relay, _broker = tool.children()
         with Debugged(relay) as stopped:
@@ -98,7 +99,7 @@ def test_the_kernel_refuses_what_moving_bytes_does_not_need(run: Run) -> None:
 
 def test_without_the_filter_the_kernel_answers_otherwise(run: Run) -> None:
     """So that the test above sees the filter, and not something else that refuses."""
-    tool = run("-p", "127.0.0.1:0:127.0.0.1:9", "--no-seccomp")
+    tool = run("-p", "127.0.0.1:0:127.0.0.1:9", "--no-seccomp", *ALONE)
     tool.port()
     relay, _broker = tool.children()
     with Debugged(relay) as stopped:
@@ -107,7 +108,8 @@ def test_without_the_filter_the_kernel_answers_otherwise(run: Run) -> None:
 
 
 def test_one_capability_is_kept_for_those_who_need_it(run: Run) -> None:
-    tool = run("-p", "127.0.0.1:0:127.0.0.1:9", "--set", "mark=7", "--user", "12345:23456")
+    publish = ("-p", "127.0.0.1:0:127.0.0.1:9", "--set", "mark=7")
+    tool = run(*publish, "--user", "12345:23456", *ALONE)
     tool.port()
     relay, _broker = tool.children()
     status = dict(

@@ -25,9 +25,12 @@ Run = Callable[..., Tool]
 pytestmark = plain_only
 
 
-@pytest.fixture
-def run(programs: Path, tmp_path: Path) -> Iterator[Run]:
-    """Starts a tool that can be asked, with the text of its file, and waits until it serves."""
+@pytest.fixture(params=["1", "3"])
+def run(programs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Starts a tool that can be asked, with the text of its file, and waits until it serves.
+
+    It has one worker, and once more several.
+    """
     started: list[Tool] = []
 
     def start(text: str = "", *options: str, wait: bool = True) -> Tool:
@@ -35,6 +38,7 @@ def run(programs: Path, tmp_path: Path) -> Iterator[Run]:
         if text:
             file.write_text(text)
         words = ["--config", str(file)] if file.exists() else []
+        words += ["--workers", request.param]
         tool = Tool(programs, *words, *options, control=tmp_path / "control")
         started.append(tool)
         if wait:
