@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portproxy.config import ConfigError, read
+from portproxy.config import USUAL_WORKERS, ConfigError, read
 from portproxy.settings import CHECKS
 
 WHOLE = """\
@@ -16,6 +16,7 @@ user = "daemon"
 metrics = "127.0.0.1:9100"
 drain = "5s"
 log_sample = 10
+workers = 3
 ready = true
 
 [defaults]
@@ -39,9 +40,10 @@ def test_everything_is_read() -> None:
     config = read(WHOLE, "ports.toml")
     assert (config.user, config.metrics, config.drain_ms) == ("daemon", "127.0.0.1:9100", 5000)
     assert (config.log_sample, config.ready, config.seccomp) == (10, True, True)
+    assert (config.workers, read("", "ports.toml").workers) == (3, USUAL_WORKERS)
     web, web_datagrams, many = config.specs
     assert [web.key, web_datagrams.key] == ["tcp/0.0.0.0:8080", "udp/0.0.0.0:8080"]
-    assert (web.origin, many.origin) == ("ports.toml:10", "ports.toml:16")
+    assert (web.origin, many.origin) == ("ports.toml:11", "ports.toml:17")
     assert dict(web.settings)["access"] == "10.0.0.0/8,!all"
     assert (dict(web.settings)["idle_timeout"], dict(many.settings)["idle_timeout"]) == ("1h", "5m")
     assert (web.check_ms, web.partial, many.partial, many.mode) == (2000, False, True, "auto")
@@ -56,6 +58,10 @@ def test_everything_is_read() -> None:
         ('user = "a"\n\n[[mapping]\n', 3, ""),
         ("surprise = 1\n", 1, "no setting 'surprise'"),
         ("\ndrain = 5\n", 2, "is not a text"),
+        ("workers = 0\n", 1, "workers: 0 is not a number from 1 to 64"),
+        ("workers = 65\n", 1, "workers: 65 is not a number from 1 to 64"),
+        ("workers = true\n", 1, "workers: True is not a number from 1 to 64"),
+        ('workers = "2"\n', 1, "workers: '2' is not a number from 1 to 64"),
         ('drain = "5 parsecs"\n', 1, "not a time"),
         ('log_format = "xml"\n', 1, "not text or json"),
         ("log_sample = 0\n", 1, "a number from 1 on"),
