@@ -106,7 +106,8 @@ def _one_mapping(group: int, parts: list[tuple[int, Record]]) -> Record:
         views = (record["up_backends"] for record in records)
         made["up_backends"] = [all(view) for view in zip(*views, strict=True)]
     made["serial"] = group
-    made["workers"] = sorted(worker for worker, _ in parts)
+    state = made["state"]
+    made["workers"] = sorted(worker for worker, record in parts if record["state"] == state)
     return made
 
 

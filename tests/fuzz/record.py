@@ -84,6 +84,17 @@ EXAMPLES = {
             b"remove 2",
             kinds=b"\5\5",
         ),
+        commands(
+            b"add tcp 127.0.0.1 0 10.0.0.2 80 shared=0",
+            b"add tcp 127.0.0.1 80-81 10.0.0.2 80",
+            b"share 1",
+            b"share 2",
+            b"start 2",
+            b"share 2",
+            b"update 1 tcp 127.0.0.1 0 10.0.0.3 80 shared=0",
+            b"remove 2 0",
+            kinds=b"\0",
+        ),
     ],
     "pyinit_options": [
         b"\7tini\0-vvg\0-e\x00143:0\0-p\0SIGTERM\0--\0sh\0TINI_SUBREAPER=\0TINI_VERBOSITY=3",

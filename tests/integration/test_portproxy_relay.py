@@ -227,9 +227,10 @@ def test_what_is_refused_leaves_nothing(relay: Controlled, backend: Echo) -> Non
 
 
 WORDS = st.sampled_from(
-    "hello add start update remove backend list connections kill closes drain tcp udp 0 1 2 -1 "
-    "99999999999 127.0.0.1 :: /run/x @y 9-3 0-2 fd=0 partial=true listen_netns=0 backend_netns=1 "
-    "access=all,!10.0.0.0/8 backends=127.0.0.1:1,@z up down label=x transparent=true".split()
+    "hello add start share update remove backend list connections kill closes drain tcp udp 0 1 2 "
+    "-1 99999999999 127.0.0.1 :: /run/x @y 9-3 0-2 fd=0 shared=0 partial=true listen_netns=0 "
+    "backend_netns=1 access=all,!10.0.0.0/8 backends=127.0.0.1:1,@z up down label=x "
+    "transparent=true".split()
 )
 
 
