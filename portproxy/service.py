@@ -201,7 +201,7 @@ class Service:
             try:
                 await self.change(lambda config, extra: (config, extra))
                 return
-            except (EngineError, NftError, DataPlaneError) as error:
+            except (EngineError, NftError, DataPlaneError, OSError) as error:
                 say(f"what a worker has left is not served: {error}")
                 await asyncio.sleep(REPLACE_DELAY_S)
 

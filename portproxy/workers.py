@@ -44,18 +44,25 @@ class Workers:
                 self._take(number, found)
         for number in range(1, count + 1):
             if number not in self.planes:
-                self._start(number, confinement)
+                where = self._where(number)
+                made = start(confinement, self.on_event, self._losing(number), where)
+                self._take(number, made)
         for plane in list(self.planes.values()):
             await plane.begin()
 
     async def replace(self, number: int, confinement: Confinement) -> None:
-        """Starts one in the place of one that has ended.  Raises DataPlaneError."""
-        await self._start(number, confinement).begin()
+        """Starts one in the place of one that has ended.  Raises DataPlaneError.
 
-    def _start(self, number: int, confinement: Confinement) -> DataPlane:
-        made = start(confinement, self.on_event, self._losing(number), self._where(number))
+        It is one of us when it has answered; until then nobody hears of its end.
+        """
+        made = start(confinement, self.on_event, lambda: None, self._where(number))
+        try:
+            await made.begin()
+        except BaseException:
+            made.kill()
+            raise
+        made.on_lost = self._losing(number)
         self._take(number, made)
-        return made
 
     def _take(self, number: int, plane: DataPlane) -> None:
         self.planes[number] = plane
@@ -74,12 +81,6 @@ class Workers:
                 self.on_lost(number, plane)
 
         return lose
-
-    def first(self) -> DataPlane:
-        """The one with the lowest number.  Raises DataPlaneError if there is none any more."""
-        if not self.planes:
-            raise DataPlaneError("the relay has ended")
-        return self.planes[min(self.planes)]
 
     async def request(
         self, number: int, data: bytes, fds: Sequence[int] = ()

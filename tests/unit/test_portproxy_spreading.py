@@ -122,7 +122,7 @@ def test_several_say_it_together() -> None:
     theirs = {"dials": [4, 5], "backends": [1], "up_backends": [False]}
     listed = {
         1: [record(8), record(7, connections=3, accepted=5, up=10, **mine), process(77, 3)],
-        2: [record(2, "opened", connections=1, accepted=1, up=5, **theirs), process(78, 1)],
+        2: [record(2, connections=1, accepted=1, up=5, **theirs), process(78, 1)],
     }
     groups = {(1, 7): 1, (2, 2): 1, (1, 8): 2}
     (newer, alone), (older, both) = merged(listed, groups, several=True)[0]
