@@ -80,9 +80,31 @@ class Engine:
         return merged(found, self.served.groups, self.workers.several)
 
     async def forget_lost(self) -> None:
-        """Forgets what workers that have ended have served, before others have their numbers."""
+        """Forgets what workers that have ended have served, before others have their numbers.
+
+        Raises DataPlaneError.
+        """
         async with self.lock:
-            self.served.keep(self.workers.planes.keys())
+            await self._forget_lost()
+
+    async def _forget_lost(self) -> None:
+        for active in self.served.keep(self.workers.planes.keys()):
+            await self._look_again(active)
+
+    async def left_waiting(self, worker: int, serial: int) -> None:
+        """Has the others look for clients that this worker cannot take.  Raises DataPlaneError."""
+        group = self.served.groups.get((worker, serial))
+        for active in list(self.active.values()):
+            if active.group == group:
+                await self._look_again(active, worker)
+
+    async def _look_again(self, active: Active, but: int = 0) -> None:
+        """Has workers look for clients of which the kernel has told one that did not take them.
+
+        It tells one worker of a client, and goes on to the next when another client comes.
+        """
+        others = {worker: serial for worker, serial in active.places.items() if worker != but}
+        await self.workers.tell(others, channel.start)
 
     async def apply(
         self, specs: Iterable[Spec], drain_ms: int, between: Between = _nothing
@@ -117,7 +139,7 @@ class Engine:
         return wanted
 
     async def _apply(self, wanted: dict[str, Spec], drain_ms: int, between: Between) -> Change:
-        self.served.keep(self.workers.planes.keys())
+        await self._forget_lost()
         change = Change()
         fresh: dict[str, Active] = {}
         kept: dict[str, Active] = {}
@@ -243,6 +265,8 @@ class Engine:
         stays = least_loaded(sorted(active.places), others)
         for number in active.places.keys() - {stays}:
             await self._remove({number: active.places.pop(number)}, channel.FOREVER_MS)
+        with contextlib.suppress(DataPlaneError):
+            await self._look_again(active)
 
     # --- One mapping ---------------------------------------------------------------------------
 

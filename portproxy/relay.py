@@ -1991,6 +1991,12 @@ def pause(listener):
     listener.mapping.pauses += 1
     # One that is watched exclusively cannot be modified.
     watch(listener.fd, listener, 0, EPOLL_CTL_DEL)
+    if listener.mapping.shared and commander.fd >= 0:
+        # Of the client that is left waiting the kernel has told nobody else.
+        begin_stats(listener.mapping, b"pause")
+        say_count(b"serial", listener.mapping.serial)
+        say(b"}")
+        send_stats()
 
 
 def resume():
@@ -4289,16 +4295,18 @@ def learn_port(mapping):
 
 
 def start_mapping(mapping):
-    """Lets clients in."""
+    """Lets clients in; of a shared mapping also those whom another relay has left waiting."""
     at: cython.int
     listener: cython.pointer(Listener)
     if mapping == cython.NULL:
         return
     for at in range(mapping.ports):
         listener = cython.address(mapping.listeners[at])
-        if listener.fd < 0 or mapping.serving:
+        if listener.fd < 0:
             continue
-        if not await_clients(listener):
+        if mapping.serving:
+            let_others_first(listener)
+        elif not await_clients(listener):
             reply_error(ntohs(mapping.host.sin6_port) + at, errno, b"epoll")
             return
     mapping.serving = True

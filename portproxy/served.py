@@ -84,15 +84,20 @@ class Served:
             active.line = record["line"]
         self.place(active, worker, record["serial"])
 
-    def keep(self, workers: Collection[int]) -> None:
-        """Forgets what all others than these workers have served."""
+    def keep(self, workers: Collection[int]) -> list[Active]:
+        """Forgets what all others than these workers have served; what is theirs alone now."""
+        left: list[Active] = []
         for key, active in list(self.active.items()):
-            for worker in active.places.keys() - set(workers):
+            gone = active.places.keys() - set(workers)
+            for worker in gone:
                 del active.places[worker]
             if not active.places:
                 del self.active[key]
+            elif gone:
+                left.append(active)
         for place in [place for place in self.groups if place[0] not in workers]:
             del self.groups[place]
+        return left
 
     def prune(self, listed: Mapping[int, list[Record]]) -> None:
         """Forgets whose places were that have gone, according to what all workers have listed.

@@ -205,9 +205,18 @@ class Service:
                 say(f"what a worker has left is not served: {error}")
                 await asyncio.sleep(REPLACE_DELAY_S)
 
-    def _event(self, record: dict[str, Any]) -> None:
+    def _event(self, number: int, record: dict[str, Any]) -> None:
         if self.outlets.log is not None and record.get("event") == "close":
             self.outlets.log.write(record)
+        elif record.get("event") == "pause" and self.begun:
+            task = asyncio.ensure_future(self._hand_on(number, record["serial"]))
+            self.tasks.append(task)
+            task.add_done_callback(self.tasks.remove)
+
+    async def _hand_on(self, number: int, serial: int) -> None:
+        """A worker is out of descriptors, and a client waits; the others may have some."""
+        with contextlib.suppress(DataPlaneError):
+            await self.engine.left_waiting(number, serial)
 
     # --- Changes -------------------------------------------------------------------------------
 

@@ -23,12 +23,13 @@ Records = dict[int, list[dict[str, Any]]]
 class Workers:
     """``path`` is where the first one listens for its control plane; empty if they end with it.
 
-    ``on_lost`` gets the number of one that has ended, and how.  ``several`` says that there are,
-    or have been, more than one: connections have IDs then that name their worker.
+    ``on_event`` gets the number of one that reports something, ``on_lost`` that of one that has
+    ended.  ``several`` says that there are, or have been, more than one: connections have IDs then
+    that name their worker.
     """
 
     path: str
-    on_event: Callable[[dict[str, Any]], None]
+    on_event: Callable[[int, dict[str, Any]], None]
     on_lost: Callable[[int, DataPlane], None]
     planes: dict[int, DataPlane] = field(default_factory=dict)
     several: bool = False
@@ -40,13 +41,14 @@ class Workers:
         """
         for number in range(1, MOST_WORKERS + 1):
             where = self._where(number)
-            if where and (found := adopt(where, self.on_event, self._losing(number))) is not None:
+            found = adopt(where, self._hearing(number), self._losing(number)) if where else None
+            if found is not None:
                 self._take(number, found)
         for number in range(1, count + 1):
             if number not in self.planes:
                 where = self._where(number)
-                made = start(confinement, self.on_event, self._losing(number), where)
-                self._take(number, made)
+                heard, lost = self._hearing(number), self._losing(number)
+                self._take(number, start(confinement, heard, lost, where))
         for plane in list(self.planes.values()):
             await plane.begin()
 
@@ -55,7 +57,7 @@ class Workers:
 
         It is one of us when it has answered; until then nobody hears of its end.
         """
-        made = start(confinement, self.on_event, lambda: None, self._where(number))
+        made = start(confinement, self._hearing(number), lambda: None, self._where(number))
         try:
             await made.begin()
         except BaseException:
@@ -73,6 +75,9 @@ class Workers:
         if not self.path:
             return ""
         return f"{self.path}.relay" if number == 1 else f"{self.path}.relay.{number}"
+
+    def _hearing(self, number: int) -> Callable[[dict[str, Any]], None]:
+        return lambda record: self.on_event(number, record)
 
     def _losing(self, number: int) -> Callable[[], None]:
         def lose() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,3 +214,30 @@ def test_what_is_not_shared(relays: tuple[Sharing, Sharing], backend: Echo) -> N
         ):
             assert isinstance(other.ask(channel.add(line), (fd.fileno(),)), Refused), line
     eventually(lambda: (one.fds(), other.fds()) == before, "no descriptor is left")
+
+
+def test_whom_one_cannot_take_another_can(relays: tuple[Sharing, Sharing], backend: Echo) -> None:
+    """The kernel has told only one of the two of this client."""
+    one, other = relays
+    line = f"tcp 127.0.0.1 0 127.0.0.1 {backend.port}"
+    added = one.serve(line)
+    there = join(one, other, added.number, f"{line} shared=0")
+    both_accept(one, other, added.other)
+    eventually(lambda: not one.done(channel.simple("list", 0)).records()[1]["links"], "it is idle")
+    few = len(one.fds()) - 1
+    resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, (few, few))
+    with contextlib.ExitStack() as stack:
+        clients = []
+
+        def has_left_one() -> bool:
+            client = socket.create_connection(("127.0.0.1", added.other), BOUND_S)
+            clients.append(stack.enter_context(client))
+            one.done(channel.simple("list", 0))
+            return one.events != []
+
+        eventually(has_left_one, "it has no descriptor for one")
+        record = one.event().record
+        assert (record["event"], record["serial"]) == ("pause", added.number)
+        other.done(channel.start(there))
+        for client in clients:
+            assert client.recv(2) == b"it"

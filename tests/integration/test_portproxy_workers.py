@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 from collections import Counter
@@ -379,6 +380,24 @@ def test_one_that_dies_takes_nothing_of_the_others_along(run: Run, victim: int) 
             f"portproxy: worker {victim} of the data plane has ended by signal 9; the others go on"
         )
         assert error == f"{line}\n"
+
+
+def test_who_has_no_descriptors_left_leaves_clients_to_the_others(run: Run) -> None:
+    with echo("a") as a:
+        port = free_port()
+        # Of our own user, so that its limit may be changed.
+        user = f"{os.geteuid()}:{os.getegid()}"
+        tool = run(mapping(port, a.port, 'name = "web"'), 2, "--user", user)
+        pid = pids(tool)[1]
+        with Clients(tool, port) as clients:
+            clients.fill({1, 2})
+            few = len(os.listdir(f"/proc/{pid}/fd"))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, few))
+            for _ in range(30):
+                assert echoes(clients.add())
+            assert sum(len(some) for some in clients.by_worker().values()) == len(clients.sockets)
+            assert served(tool)["web"]["pauses"] > 0
+            assert served(tool)["web"]["shed"] == 0
 
 
 def test_the_service_ends_with_its_last_worker(run: Run) -> None:
