@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.relays import BOUND_S, eventually, free_datagram_port, free_port
+from tests.integration.relays import BOUND_S, eventually, free_port
 from tests.integration.test_portproxy import gone
 from tests.integration.test_portproxy_control import connected, echoes, fetch, mapping, refused
 from tests.integration.tool import Tool, echo, says
@@ -86,6 +86,15 @@ class Clients:
         pytest.fail(f"not all of {workers} have clients: {Counter(found.keys())}")
 
 
+def free_ports(count: int, kind: int = socket.SOCK_STREAM) -> list[int]:
+    """So many that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket(type=kind)) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 def ps(tool: Tool) -> list[Json]:
     """All connections."""
     found: list[Json] = json.loads(tool.ask("ps", "--json"))
@@ -130,7 +139,7 @@ def ended(client: socket.socket) -> bool:
 
 def test_clients_are_shared_and_counted_together(run: Run) -> None:
     with echo("a") as a:
-        port, scraped = free_port(), free_port()
+        port, scraped = free_ports(2)
         text = f'metrics = "127.0.0.1:{scraped}"\n' + mapping(port, a.port, 'name = "web"')
         tool = run(text, 3)
         with Clients(tool, port) as clients:
@@ -186,11 +195,11 @@ def test_one_connection_of_one_worker_is_killed(run: Run) -> None:
 
 def test_what_is_counted_has_one_worker_and_is_exact(run: Run) -> None:
     with echo("a") as a:
-        ports = [free_port() for _ in range(4)]
+        other, *ports = free_ports(5)
         limited = [
             mapping(port, a.port, "max_connections = 5", f'name = "l{port}"') for port in ports
         ]
-        shared = mapping(free_port(), a.port, 'name = "shared"')
+        shared = mapping(other, a.port, 'name = "shared"')
         tool = run(shared + "".join(limited), 2)
         mappings = served(tool)
         assert mappings.pop("shared")["workers"] == [1, 2]
@@ -216,7 +225,7 @@ def test_datagrams_keep_their_flows(run: Run) -> None:
             return made
 
         backend, clients = datagrams(), [datagrams() for _ in range(20)]
-        ports = [free_datagram_port() for _ in range(2)]
+        ports = free_ports(2, socket.SOCK_DGRAM)
         publish = "".join(
             f'[[mapping]]\npublish = "127.0.0.1:{port}:127.0.0.1:{backend.getsockname()[1]}/udp"\n'
             for port in ports
@@ -240,7 +249,7 @@ def test_datagrams_keep_their_flows(run: Run) -> None:
 
 def test_a_reload_reaches_all_workers(run: Run, tmp_path: Path) -> None:
     with echo("a") as a, echo("b") as b:
-        port, comes = free_port(), free_port()
+        port, comes, never = free_ports(3)
         tool = run(mapping(port, a.port, 'name = "web"'), 2)
         file = tmp_path / "ports.toml"
         with Clients(tool, port) as clients:
@@ -265,7 +274,7 @@ def test_a_reload_reaches_all_workers(run: Run, tmp_path: Path) -> None:
             clients.fill({1, 2})
             # What cannot be had changes nothing, in no worker.
             before = tool.status()["mappings"]
-            bad = mapping(port, b.port, 'name = "web"') + mapping(free_port(), 9)
+            bad = mapping(port, b.port, 'name = "web"') + mapping(never, 9)
             file.write_text(bad + mapping(a.port, 9))
             assert "address already in use" in tool.ask("reload", code=1)
             after = tool.status()["mappings"]
@@ -278,7 +287,7 @@ def test_a_reload_reaches_all_workers(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["rm", "drain"])
 def test_a_mapping_goes_from_all_workers(run: Run, what: str) -> None:
     with echo("a") as a:
-        port, stays = free_port(), free_port()
+        port, stays = free_ports(2)
         tool = run(mapping(port, a.port) + mapping(stays, a.port), 2)
         with Clients(tool, port) as clients, Clients(tool, stays) as others:
             clients.fill({1, 2})
@@ -318,7 +327,7 @@ def test_what_a_killed_control_plane_has_left_is_taken_over(
     run: Run, tmp_path: Path, again: int
 ) -> None:
     with echo("a") as a:
-        port, limited = free_port(), free_port()
+        port, limited = free_ports(2)
         text = mapping(port, a.port, 'name = "web"')
         text += mapping(limited, a.port, "max_connections = 100", 'name = "limited"')
         tool = run(text, 2)
@@ -349,7 +358,7 @@ def test_what_a_killed_control_plane_has_left_is_taken_over(
 @pytest.mark.parametrize("victim", [1, 2])
 def test_one_that_dies_takes_nothing_of_the_others_along(run: Run, victim: int) -> None:
     with echo("a") as a:
-        port, limits = free_port(), [free_port() for _ in range(2)]
+        port, *limits = free_ports(3)
         text = mapping(port, a.port, 'name = "web"')
         for at, limited in enumerate(limits):
             text += mapping(limited, a.port, "max_connections = 100", f'name = "limited{at}"')
@@ -415,7 +424,7 @@ def test_the_service_ends_with_its_last_worker(run: Run) -> None:
 
 def test_all_are_told_of_a_backend_that_is_down(run: Run) -> None:
     with echo("b") as b:
-        port, dead = free_port(), free_port()
+        port, dead = free_ports(2)
         more = f'backends = "127.0.0.1:{b.port}"'
         tool = run(mapping(port, dead, 'name = "web"', 'check = "100ms"', more), 2)
         eventually(lambda: served(tool)["web"]["up_backends"] == [False, True], "it is noticed")
