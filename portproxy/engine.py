@@ -240,7 +240,7 @@ class Engine:
         if not missing or not is_spread(spec):
             return
         source = min(active.places)
-        shared = await self.workers.planes[source].share(active.places[source])
+        shared = await self.workers.share(source, active.places[source])
         fds: list[int] = []
         try:
             if shared and spec.mapping.netns:

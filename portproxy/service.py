@@ -175,9 +175,8 @@ class Service:
         if not left:
             self._finish("" if self.stopping else f"the data plane has ended {how}".rstrip())
         elif not self.stopping:
-            say(
-                f"worker {number} of the data plane has ended {how}".rstrip() + "; the others go on"
-            )
+            ended = f"worker {number} of the data plane has ended {how}".rstrip()
+            say(f"{ended}; the others go on")
             self.tasks.append(asyncio.ensure_future(self._replace(number)))
 
     async def _replace(self, number: int) -> None:

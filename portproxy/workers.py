@@ -95,6 +95,12 @@ class Workers:
             raise DataPlaneError("the relay has ended")
         return await self.planes[number].request(data, fds)
 
+    async def share(self, number: int, serial: int) -> list[int]:
+        """The listeners of a mapping, as ``DataPlane.share`` has it.  Raises DataPlaneError."""
+        if number not in self.planes:
+            raise DataPlaneError("the relay has ended")
+        return await self.planes[number].share(serial)
+
     async def tell(self, places: dict[int, int], command: Callable[[int], bytes]) -> None:
         """Has each worker of a mapping do the ``command`` for its serial number there.
 
