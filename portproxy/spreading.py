@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from portproxy.channel import MOST_FDS
+from portproxy.metrics import COUNTERS
 from portproxy.spec import Spec
 
 # What is counted over all connections of a mapping: a worker knows of its own only.
@@ -20,11 +21,7 @@ COUNTED = ("max_connections", "max_per_client", "connections_per_second", "bytes
 REMEMBERING = ("least", "round-robin")
 ID = re.compile(r"([0-9]{1,2})\.([0-9]{1,15})")
 # How a mapping's record is put together from those of its places; what is not here is the first's.
-SUMS = (
-    *("connections", "accepted", "denied", "limited", "failed", "bad_headers", "shed", "pauses"),
-    *("up", "down", "spliced", "sessions", "evicted", "datagrams_lost", "datagrams_overflowed"),
-    "dial_ms",
-)
+SUMS = (*COUNTERS, "connections", "sessions", "dial_ms")
 SUMS_OF_EACH = ("dials", "backends")
 OF_PROCESS = ("links", "sessions", "pipes", "spare_pipes", "events_lost")
 STATES = ("serving", "opened", "draining")
@@ -96,7 +93,8 @@ def _one_mapping(group: int, parts: list[tuple[int, Record]]) -> Record:
     made = dict(parts[0][1])
     records = [record for _, record in parts]
     for name in SUMS:
-        made[name] = sum(record[name] for record in records)
+        # One that an older program has left does not count all of it.
+        made[name] = sum(record.get(name, 0) for record in records)
     for name in SUMS_OF_EACH:
         if len({len(record[name]) for record in records}) == 1:
             counts = (record[name] for record in records)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portproxy.metrics import COUNTERS
 from portproxy.served import Served
 from portproxy.spec import make
 from portproxy.spreading import (
@@ -86,11 +87,7 @@ def test_what_is_no_id(text: object) -> None:
 
 def record(serial: int, state: str = "serving", line: str = "", **more: object) -> Record:
     """A mapping's, as a worker lists it."""
-    zeros = (
-        "connections accepted denied limited failed bad_headers shed pauses up down spliced "
-        "sessions evicted datagrams_lost datagrams_overflowed dial_ms port"
-    )
-    made: Record = dict.fromkeys(zeros.split(), 0)
+    made: Record = dict.fromkeys((*COUNTERS, "connections", "sessions", "dial_ms", "port"), 0)
     made |= {"serial": serial, "state": state, "ports": 1, "open": 1, "line": line}
     return made | {"dials": [0, 0], "backends": [0], "up_backends": [True], **more}
 
@@ -140,6 +137,14 @@ def test_what_is_served_counts_for_more_than_what_is_left_of_it() -> None:
     listed = {1: [before, process(1)], 2: [record(1, connections=1), process(2)]}
     ((_, made),), _ = merged(listed, {(1, 1): 1, (2, 1): 1}, several=True)
     assert (made["state"], made["connections"], made["backends"]) == ("serving", 3, [0])
+
+
+def test_one_of_an_older_program_counts_less() -> None:
+    older = record(1, accepted=2)
+    del older["pending_errors"]
+    listed = {1: [older, process(1)], 2: [record(1, pending_errors=3, accepted=1), process(2)]}
+    ((_, made),), _ = merged(listed, {(1, 1): 1, (2, 1): 1}, several=True)
+    assert (made["pending_errors"], made["accepted"]) == (3, 3)
 
 
 def test_what_nobody_knows_of_is_shown_for_itself() -> None:
