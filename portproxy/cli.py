@@ -55,6 +55,7 @@ set_option = click.option(
 @click.option("--control", "path", metavar="PATH", help="Where to listen for status, add, rm …")
 @click.option("--container-pid", metavar="PID[:IFACE]", help="Forward to this process's address.")
 @click.option("--mode", type=click.Choice(["user", "auto", "nft"]), help="Who forwards.")
+@click.option("--loopback", is_flag=True, help="The kernel forwards 127.0.0.0/8, too (see --mode).")
 @click.option("--user", metavar="USER", help="As whom the data plane runs (nobody).")
 @click.option("--workers", metavar="N", help="How many processes the data plane is.")
 @click.option("--metrics", metavar="ADDRESS:PORT", help="Where Prometheus finds the counters.")
@@ -82,6 +83,8 @@ def _serve(texts: tuple[str, ...], options: Json) -> None:
     each: Json = _settings(options["options"])
     if options["mode"]:
         each["mode"] = options["mode"]
+    if options["loopback"]:
+        each["loopback"] = True
     if options["container_pid"]:
         each["container_pid"] = options["container_pid"]
     config_path = options["config_path"] or ""
@@ -274,6 +277,7 @@ def kill(serial: str, path: str) -> None:
 def nft_dump(config_path: str) -> None:
     """Print, in nft's language, what the kernel would get for a file."""
     from portproxy.config import ConfigError, load
+    from portproxy.localnet import Links, way_to
     from portproxy.nft import forwards, obstacle, ruleset
 
     try:
@@ -284,4 +288,6 @@ def nft_dump(config_path: str) -> None:
     # Where nothing is looked up, a host with a name is left out.
     specs = [spec for spec in specs if not re.search("[g-z]", spec.address)]
     wanted = [each for spec in specs if not obstacle(spec) for each in forwards(spec)]
-    click.echo(ruleset(f"portproxy_{os.getpid()}", wanted))
+    ways = {each.address: way_to(each.address) for each in wanted if each.loopback}
+    links = Links(tuple(sorted({way.interface for way in ways.values()} - {""})))
+    click.echo(ruleset(f"portproxy_{os.getpid()}", wanted, links))

@@ -1,7 +1,7 @@
 """Decides which mappings the kernel forwards, puts them there and tries whether it works.
 
 The data plane listens on the same ports all the same: it holds them, and serves what the kernel
-does not (connections to loopback addresses).
+does not (connections to loopback addresses, but for those of IPv4 if ``loopback`` asks for them).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from portproxy import localnet
 from portproxy.nft import Forward, Kernel, NftError, forwards, obstacle, remove_stale
 from portproxy.spec import Spec
 
@@ -32,6 +33,7 @@ class KernelMode:
     kernel: Kernel = field(default_factory=Kernel)
     placed: dict[str, list[Forward]] = field(default_factory=dict)
     untried: dict[str, Forward] = field(default_factory=dict)  # by the title of its mapping
+    lacking: set[str] = field(default_factory=set)  # what loopback connections have been said to
 
     @property
     def keys(self) -> set[str]:
@@ -57,11 +59,12 @@ class KernelMode:
                 wanted[key] = forwards(spec)
             elif spec.mode == "nft":
                 raise NftError(f"{spec.origin}: the kernel cannot forward {spec.title}: {reason}")
-        if wanted == self.placed:
+        through = await self._ways(specs, wanted)
+        if wanted == self.placed and not through:
             return
         flat = [each for some in wanted.values() for each in some]
         try:
-            await asyncio.to_thread(self.kernel.put, flat)
+            await asyncio.to_thread(self.kernel.put, flat, through)
         except NftError as error:
             if any(specs[key].mode == "nft" for key in wanted):
                 raise
@@ -75,12 +78,46 @@ class KernelMode:
             if specs[key].mapping.protocol == "tcp":
                 self.untried[specs[key].title] = wanted[key][0]
 
+    async def _ways(self, specs: dict[str, Spec], wanted: dict[str, list[Forward]]) -> set[str]:
+        """The interfaces by which loopback connections go.
+
+        Takes out of ``wanted`` those that cannot, and says so once.
+        """
+        through = set()
+        lacking = set()
+        for key, some in list(wanted.items()):
+            if not some[0].loopback:
+                continue
+            way = await asyncio.to_thread(localnet.way_to, some[0].address)
+            if way.interface:
+                through.add(way.interface)
+            if not way.problem:
+                continue
+            if not some[0].bind:
+                wanted[key] = [replace(each, loopback=False) for each in some]
+            elif specs[key].mode == "nft":
+                where = f"{specs[key].origin}: the kernel cannot forward {specs[key].title}"
+                raise NftError(f"{where}: {way.problem}")
+            else:
+                del wanted[key]
+            lacking.add(f"{way.problem}; the data plane serves loopback connections")
+        for problem in sorted(lacking - self.lacking):
+            self.warn(problem)
+        self.lacking = lacking
+        return through
+
     async def try_out(self) -> None:
         """Tries a connection through each mapping that is new, and says what is in its way."""
         untried, self.untried = self.untried, {}
         for name, forward in untried.items():
             for problem in await self_test(forward):
                 self.warn(f"{name}: {problem}")
+
+    async def drain(self) -> None:
+        """Lets nobody new in; what is there goes on, also through interfaces that were opened."""
+        with contextlib.suppress(NftError):
+            await asyncio.to_thread(self.kernel.put, [], self.kernel.links.through)
+        self.placed = {}
 
     async def remove(self) -> None:
         """Takes all rules out."""
@@ -90,19 +127,35 @@ class KernelMode:
 
 
 async def self_test(forward: Forward) -> list[str]:
-    """Tries one connection through the rules; what is wrong, and what could be."""
+    """Tries a connection through the rules, and one from loopback; what is wrong, or could be."""
+    from_loopback = forward.loopback and bool(forward.bind)
     host = forward.bind or await asyncio.to_thread(own_address, forward.version)
     problems = []
     if host:
-        try:
-            opening = asyncio.open_connection(host, forward.port)
-            _, writer = await asyncio.wait_for(opening, TRY_BOUND_S)
-            writer.close()
-        except ConnectionRefusedError:
-            problems.append(f"nothing listens on {forward.address} port {forward.host_port} yet")
-        except (OSError, asyncio.TimeoutError):
-            problems.append(f"no connection reaches {forward.address} port {forward.host_port}")
+        problems += await connection_problems(forward, host)
+    if forward.loopback:
+        if not from_loopback:
+            problems += await connection_problems(forward, "127.0.0.1", " from 127.0.0.1")
+        if problems:
+            way = await asyncio.to_thread(localnet.way_to, forward.address)
+            if way.interface and not localnet.is_open(way.interface):
+                problems.append(f"{localnet.title(way.interface)} has been set back to 0")
+    if from_loopback:
+        return problems  # others do not come this way
     return problems + await asyncio.to_thread(routing_problems, forward.version)
+
+
+async def connection_problems(forward: Forward, host: str, how: str = "") -> list[str]:
+    """Tries one connection to ``host``; what is wrong with it."""
+    try:
+        opening = asyncio.open_connection(host, forward.port)
+        _, writer = await asyncio.wait_for(opening, TRY_BOUND_S)
+        writer.close()
+    except ConnectionRefusedError:
+        return [f"nothing listens on {forward.address} port {forward.host_port} yet"]
+    except (OSError, asyncio.TimeoutError):
+        return [f"no connection{how} reaches {forward.address} port {forward.host_port}"]
+    return []
 
 
 def routing_problems(version: int) -> list[str]:

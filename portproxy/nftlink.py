@@ -7,6 +7,7 @@ as text).
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -14,24 +15,36 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, nlmsg_atoms
+from pyroute2.netlink import (
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_REQUEST,
+    nlmsg_atoms,
+)
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink import nftsocket as nfts
 from pyroute2.nftables.main import NFTables
 
-from portproxy.nft import Forward
+from portproxy.localnet import LOOPBACK, Links
+from portproxy.nft import NO_LINKS, Forward, with_loopback
 
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-# Hooks of nf_inet_hooks, and nft's priority ``dstnat``.
-PREROUTING, OUTPUT, DSTNAT = 0, 3, -100
+# Hooks of nf_inet_hooks, and nft's priorities ``dstnat``, ``srcnat`` and ``raw``.
+PREROUTING, OUTPUT, POSTROUTING = 0, 3, 4
+DSTNAT, SRCNAT, RAW = -100, 100, -300
 # nft(8)'s data types; one behind another is six bits further.
-IPV4_ADDR, IPV6_ADDR, INET_PROTO, INET_SERVICE = 7, 8, 12, 13
+IPV4_ADDR, IPV6_ADDR, INET_PROTO, INET_SERVICE, IFNAME = 7, 8, 12, 13, 41
+NAME_SIZE = 16  # of an interface's, padded with zeros
 # Registers of four bytes; a value takes as many as it needs.
 FIRST = 8
 RTN_LOCAL = 2
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
-L4PROTO = 16  # NFT_META_L4PROTO
+INPUT_NAME, OUTPUT_NAME, L4PROTO = 6, 7, 16  # NFT_META_…
+SOURCE_IPV4 = 12  # where it is in the header
+EQUAL, NOT_EQUAL = 0, 1  # NFT_CMP_…
+DROP, ACCEPT = 0, 1  # NF_…
 FIB_ADDRESS_TYPE, FIB_OF_DESTINATION = 3, 2
 # Attributes of a list of elements (linux/netfilter/nf_tables.h).
 LIST_ELEMENT, ELEMENT_KEY, ELEMENT_DATA, VALUE, NESTED = 1, 1, 2, 1, 0x8000
@@ -43,6 +56,7 @@ PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 DESTINATION = {4: (16, 4), 6: (24, 16)}
 Message = Any
 Attributes = list[tuple[str, Any]]
+Expression = dict[str, Attributes]
 
 
 class RuleMessage(nfts.nft_rule_msg):  # type: ignore[misc]
@@ -57,8 +71,12 @@ class RuleMessage(nfts.nft_rule_msg):  # type: ignore[misc]
                 pass
 
 
-class ElementsMessage(nfts.nft_set_elem_list_msg):  # type: ignore[misc]
-    """Elements of a map, encoded by us: pyroute2 takes half a millisecond over each."""
+class ElementsMessage(nfgen_msg):  # type: ignore[misc]
+    """Elements of a map, encoded by us: pyroute2 takes half a millisecond over each.
+
+    Not a subclass of pyroute2's message, whose ``nla_map`` would count here, too, once one of
+    them has been read.
+    """
 
     nla_map = tuple(
         (name, "cdata" if name == "NFTA_SET_ELEM_LIST_ELEMENTS" else kind)
@@ -86,14 +104,31 @@ def tables() -> list[tuple[int, str]]:
     return found
 
 
-def replacement(name: str, wanted: Sequence[Forward]) -> list[Message]:
+def opened(name: str) -> set[str]:
+    """The interfaces that a table notes as opened for loopback connections.  Raises OSError."""
+    asked = nfts.nft_set_elem_list_msg()
+    asked["attrs"] = [("NFTA_SET_ELEM_LIST_TABLE", name), ("NFTA_SET_ELEM_LIST_SET", "opened")]
+    found: set[str] = set()
+    try:
+        with NFTables(nfgen_family=socket.AF_INET) as link:
+            for part in link.request_get(asked, nfts.NFT_MSG_GETSETELEM):
+                for each in part.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ():
+                    key = each.get_attr("NFTA_SET_ELEM_KEY").get_attr("NFTA_DATA_VALUE")
+                    found.add(key.rstrip(b"\0").decode())
+    except NetlinkError as error:
+        if error.code != errno.ENOENT:  # as without loopback connections
+            raise OSError(error.code, os.strerror(error.code)) from error
+    return found
+
+
+def replacement(name: str, wanted: Sequence[Forward], links: Links = NO_LINKS) -> list[Message]:
     """Puts tables for ``wanted`` in the place of those that are there, or none."""
     made = []
     for version, family in FAMILIES.items():
         made += removal(family, name)
         some = [each for each in wanted if each.version == version]
-        if some:
-            made += table(version, name, some)
+        if some or (links and version == 4):
+            made += table(version, name, some, links)
     return made
 
 
@@ -106,72 +141,133 @@ def removal(family: int, name: str) -> list[Message]:
     ]
 
 
-def table(version: int, name: str, wanted: Sequence[Forward]) -> Iterator[Message]:
+def table(
+    version: int, name: str, wanted: Sequence[Forward], links: Links = NO_LINKS
+) -> Iterator[Message]:
     """One family's table with its maps, chains and rules."""
     family = FAMILIES[version]
     of_table: Attributes = [("NFTA_TABLE_NAME", name)]
     yield _message(nfts.nft_table_msg, nfts.NFT_MSG_NEWTABLE, family, of_table)
+    exact = [_element(each) for each in wanted if each.bind]
+    anywhere = [_element(each) for each in wanted if not each.bind]
+    yield from _map(version, name, "exact", exact)
+    yield from _map(version, name, "any", anywhere)
+    outgoing = [_to_data_plane(version), _exact(version), _any(version)]
+    if with_loopback("ip" if version == 4 else "ip6", wanted, links):
+        yield from _loopback(name, wanted, links)
+        outgoing = [
+            _exact(version),
+            [*_of_loopback(DESTINATION[4][0]), *_protocol_and_port(FIRST), *_mapped("loopback")],
+            _to_data_plane(version),
+            _any(version),
+        ]
+    incoming = [_exact(version), _any(version)]
+    yield from _chain(version, name, "prerouting", (PREROUTING, DSTNAT), incoming)
+    yield from _chain(version, name, "output", (OUTPUT, DSTNAT), outgoing)
+
+
+def _loopback(name: str, wanted: Sequence[Forward], links: Links) -> Iterator[Message]:
+    """What is only there for loopback connections."""
+    places = [_element(each) for each in wanted if each.loopback and not each.bind]
+    yield from _map(4, name, "loopback", places)
+    for number, (set_name, names) in enumerate(
+        (("through", links.through), ("opened", links.opened)), 4
+    ):
+        kind: Attributes = [
+            ("NFTA_SET_KEY_TYPE", IFNAME),
+            ("NFTA_SET_KEY_LEN", NAME_SIZE),
+            # Without it nft shows empty names.
+            ("NFTA_SET_USERDATA", [("NFTNL_UDATA_SET_KEYBYTEORDER", struct.pack("=I", 1))]),
+        ]
+        some = [_nested(LIST_ELEMENT, _nested(ELEMENT_KEY, _value(_name(n)))) for n in names]
+        yield from _set(4, name, (set_name, number), kind, some)
+    found: Attributes = [("NFTA_LOOKUP_SET", "through"), ("NFTA_LOOKUP_SREG", FIRST)]
+    masquerade = [
+        *_of_loopback(SOURCE_IPV4),
+        _meta(OUTPUT_NAME, FIRST),
+        _expression("lookup", found),
+        _expression("masq", []),
+    ]
+    yield from _chain(4, name, "postrouting", (POSTROUTING, SRCNAT), [masquerade])
+    outside = [_meta(INPUT_NAME, FIRST), _compare(_name(LOOPBACK), NOT_EQUAL)]
+    drops = [
+        [*outside, *_of_loopback(at), _verdict(DROP)] for at in (DESTINATION[4][0], SOURCE_IPV4)
+    ]
+    yield from _chain(4, name, "fence", (PREROUTING, RAW), drops, "filter")
+
+
+def _map(version: int, name: str, map_name: str, elements: list[bytes]) -> Iterator[Message]:
+    """A map to an address and a port; its key is a protocol and a port, or an address before."""
     address = IPV4_ADDR if version == 4 else IPV6_ADDR
     _, size = DESTINATION[version]
-    port = INET_PROTO << 6 | INET_SERVICE
-    for number, (map_name, key_type, key_size) in enumerate(
-        (("exact", address << 12 | port, size + 8), ("any", port, 8)), 1
-    ):
+    key, key_size = INET_PROTO << 6 | INET_SERVICE, 8
+    if map_name == "exact":
+        key, key_size = address << 12 | key, size + 8
+    kind: Attributes = [
+        ("NFTA_SET_FLAGS", {"NFT_SET_MAP"}),
+        ("NFTA_SET_KEY_TYPE", key),
+        ("NFTA_SET_KEY_LEN", key_size),
+        ("NFTA_SET_DATA_TYPE", address << 6 | INET_SERVICE),
+        ("NFTA_SET_DATA_LEN", size + 4),
+    ]
+    number = ("exact", "any", "loopback").index(map_name) + 1
+    yield from _set(version, name, (map_name, number), kind, elements)
+
+
+def _set(
+    version: int, name: str, named: tuple[str, int], kind: Attributes, elements: list[bytes]
+) -> Iterator[Message]:
+    """A set or map with its elements; ``named``: as what, and its number in the transaction."""
+    set_name, number = named
+    of_set: Attributes = [("NFTA_SET_TABLE", name), ("NFTA_SET_NAME", set_name)]
+    of_set += [*kind, ("NFTA_SET_ID", number)]
+    yield _message(nfts.nft_set_msg, nfts.NFT_MSG_NEWSET, FAMILIES[version], of_set)
+    for at in range(0, len(elements), MOST_ELEMENTS):
         yield _message(
-            nfts.nft_set_msg,
-            nfts.NFT_MSG_NEWSET,
-            family,
+            ElementsMessage,
+            nfts.NFT_MSG_NEWSETELEM,
+            FAMILIES[version],
             [
-                ("NFTA_SET_TABLE", name),
-                ("NFTA_SET_NAME", map_name),
-                ("NFTA_SET_FLAGS", {"NFT_SET_MAP"}),
-                ("NFTA_SET_KEY_TYPE", key_type),
-                ("NFTA_SET_KEY_LEN", key_size),
-                ("NFTA_SET_DATA_TYPE", address << 6 | INET_SERVICE),
-                ("NFTA_SET_DATA_LEN", size + 4),
-                ("NFTA_SET_ID", number),
+                ("NFTA_SET_ELEM_LIST_TABLE", name),
+                ("NFTA_SET_ELEM_LIST_SET", set_name),
+                ("NFTA_SET_ELEM_LIST_SET_ID", number),
+                ("NFTA_SET_ELEM_LIST_ELEMENTS", b"".join(elements[at : at + MOST_ELEMENTS])),
             ],
         )
-        some = [_element(each) for each in wanted if (each.bind != "") == (map_name == "exact")]
-        for at in range(0, len(some), MOST_ELEMENTS):
-            yield _message(
-                ElementsMessage,
-                nfts.NFT_MSG_NEWSETELEM,
-                family,
-                [
-                    ("NFTA_SET_ELEM_LIST_TABLE", name),
-                    ("NFTA_SET_ELEM_LIST_SET", map_name),
-                    ("NFTA_SET_ELEM_LIST_SET_ID", number),
-                    ("NFTA_SET_ELEM_LIST_ELEMENTS", b"".join(some[at : at + MOST_ELEMENTS])),
-                ],
-            )
-    for chain, hook in (("prerouting", PREROUTING), ("output", OUTPUT)):
-        place = [("NFTA_HOOK_HOOKNUM", hook), ("NFTA_HOOK_PRIORITY", DSTNAT)]
+
+
+def _chain(
+    version: int,
+    name: str,
+    chain: str,
+    at: tuple[int, int],
+    rules: list[list[Expression]],
+    kind: str = "nat",
+) -> Iterator[Message]:
+    """A chain ``at`` a hook with a priority, and its rules."""
+    place = [("NFTA_HOOK_HOOKNUM", at[0]), ("NFTA_HOOK_PRIORITY", at[1])]
+    yield _message(
+        nfts.nft_chain_msg,
+        nfts.NFT_MSG_NEWCHAIN,
+        FAMILIES[version],
+        [
+            ("NFTA_CHAIN_TABLE", name),
+            ("NFTA_CHAIN_NAME", chain),
+            ("NFTA_CHAIN_HOOK", {"attrs": place}),
+            ("NFTA_CHAIN_TYPE", kind),
+        ],
+    )
+    for rule in rules:
         yield _message(
-            nfts.nft_chain_msg,
-            nfts.NFT_MSG_NEWCHAIN,
-            family,
+            RuleMessage,
+            nfts.NFT_MSG_NEWRULE,
+            FAMILIES[version],
             [
-                ("NFTA_CHAIN_TABLE", name),
-                ("NFTA_CHAIN_NAME", chain),
-                ("NFTA_CHAIN_HOOK", {"attrs": place}),
-                ("NFTA_CHAIN_TYPE", "nat"),
+                ("NFTA_RULE_TABLE", name),
+                ("NFTA_RULE_CHAIN", chain),
+                ("NFTA_RULE_EXPRESSIONS", rule),
             ],
         )
-        rules = [_exact(version), _any(version)]
-        if hook == OUTPUT:
-            rules.insert(0, _loopback(version))
-        for rule in rules:
-            yield _message(
-                RuleMessage,
-                nfts.NFT_MSG_NEWRULE,
-                family,
-                [
-                    ("NFTA_RULE_TABLE", name),
-                    ("NFTA_RULE_CHAIN", chain),
-                    ("NFTA_RULE_EXPRESSIONS", rule),
-                ],
-            )
 
 
 # --- Elements and rules -------------------------------------------------------------------------
@@ -182,9 +278,16 @@ def _element(each: Forward) -> bytes:
     key = ipaddress.ip_address(each.bind).packed if each.bind else b""
     key += struct.pack(">B3xH2x", PROTOCOLS[each.protocol], each.port)
     data = ipaddress.ip_address(each.address).packed + struct.pack(">H2x", each.host_port)
-    inside = _nested(ELEMENT_KEY, _attribute(VALUE, key))
-    inside += _nested(ELEMENT_DATA, _attribute(VALUE, data))
+    inside = _nested(ELEMENT_KEY, _value(key)) + _nested(ELEMENT_DATA, _value(data))
     return _nested(LIST_ELEMENT, inside)
+
+
+def _name(interface: str) -> bytes:
+    return interface.encode().ljust(NAME_SIZE, b"\0")
+
+
+def _value(data: bytes) -> bytes:
+    return _attribute(VALUE, data)
 
 
 def _nested(kind: int, data: bytes) -> bytes:
@@ -196,18 +299,18 @@ def _attribute(kind: int, data: bytes) -> bytes:
     return struct.pack("=HH", len(data) + 4, kind) + data
 
 
-def _exact(version: int) -> list[dict[str, Attributes]]:
+def _exact(version: int) -> list[Expression]:
     """``dnat to ip daddr . meta l4proto . th dport map @exact``."""
     at, size = DESTINATION[version]
     behind = FIRST + size // 4
     return [
         _payload(NETWORK_HEADER, at, size, FIRST),
         *_protocol_and_port(behind),
-        *_translate(version, "exact"),
+        *_mapped("exact", version),
     ]
 
 
-def _any(version: int) -> list[dict[str, Attributes]]:
+def _any(version: int) -> list[Expression]:
     """``fib daddr type local dnat to meta l4proto . th dport map @any``."""
     look: Attributes = [
         ("NFTA_FIB_DREG", FIRST),
@@ -216,39 +319,45 @@ def _any(version: int) -> list[dict[str, Attributes]]:
     ]
     return [
         _expression("fib", look),
-        _equals(struct.pack("=I", RTN_LOCAL)),
+        _compare(struct.pack("=I", RTN_LOCAL)),
         *_protocol_and_port(FIRST),
-        *_translate(version, "any"),
+        *_mapped("any", version),
     ]
 
 
-def _loopback(version: int) -> list[dict[str, Attributes]]:
+def _to_data_plane(version: int) -> list[Expression]:
     """``ip daddr 127.0.0.0/8 accept``: what leaves it cannot come back; it is the data plane's."""
+    if version == 4:
+        return [*_of_loopback(DESTINATION[4][0]), _verdict(ACCEPT)]
     at, size = DESTINATION[version]
-    wanted = b"\x7f" if version == 4 else ipaddress.IPv6Address("::1").packed
-    verdict = {"attrs": [("NFTA_VERDICT_CODE", 1)]}  # NF_ACCEPT
-    accept: Attributes = [
+    loopback = ipaddress.IPv6Address("::1").packed
+    return [_payload(NETWORK_HEADER, at, size, FIRST), _compare(loopback), _verdict(ACCEPT)]
+
+
+def _of_loopback(at: int) -> list[Expression]:
+    """``ip saddr 127.0.0.0/8`` or ``ip daddr …``: the first byte of what is ``at`` there."""
+    return [_payload(NETWORK_HEADER, at, 1, FIRST), _compare(b"\x7f")]
+
+
+def _verdict(code: int) -> Expression:
+    verdict = {"attrs": [("NFTA_VERDICT_CODE", code)]}
+    what: Attributes = [
         ("NFTA_IMMEDIATE_DREG", 0),
         ("NFTA_IMMEDIATE_DATA", {"attrs": [("NFTA_DATA_VERDICT", verdict)]}),
     ]
-    size = len(wanted) if version == 4 else size
-    return [
-        _payload(NETWORK_HEADER, at, size, FIRST),
-        _equals(wanted),
-        _expression("immediate", accept),
-    ]
+    return _expression("immediate", what)
 
 
-def _protocol_and_port(register: int) -> list[dict[str, Attributes]]:
+def _protocol_and_port(register: int) -> list[Expression]:
     """``meta l4proto . th dport``."""
-    protocol: Attributes = [("NFTA_META_KEY", L4PROTO), ("NFTA_META_DREG", register)]
-    return [
-        _expression("meta", protocol),
-        _payload(TRANSPORT_HEADER, 2, 2, register + 1),
-    ]
+    return [_meta(L4PROTO, register), _payload(TRANSPORT_HEADER, 2, 2, register + 1)]
 
 
-def _translate(version: int, map_name: str) -> list[dict[str, Attributes]]:
+def _meta(key: int, register: int) -> Expression:
+    return _expression("meta", [("NFTA_META_KEY", key), ("NFTA_META_DREG", register)])
+
+
+def _mapped(map_name: str, version: int = 4) -> list[Expression]:
     """Looks the key up that begins in the first register, and translates to what is found."""
     _, size = DESTINATION[version]
     found: Attributes = [
@@ -265,7 +374,7 @@ def _translate(version: int, map_name: str) -> list[dict[str, Attributes]]:
     return [_expression("lookup", found), _expression("nat", nat)]
 
 
-def _payload(base: int, at: int, size: int, register: int) -> dict[str, Attributes]:
+def _payload(base: int, at: int, size: int, register: int) -> Expression:
     what: Attributes = [
         ("NFTA_PAYLOAD_DREG", register),
         ("NFTA_PAYLOAD_BASE", base),
@@ -275,16 +384,16 @@ def _payload(base: int, at: int, size: int, register: int) -> dict[str, Attribut
     return _expression("payload", what)
 
 
-def _equals(value: bytes) -> dict[str, Attributes]:
+def _compare(value: bytes, how: int = EQUAL) -> Expression:
     what: Attributes = [
         ("NFTA_CMP_SREG", FIRST),
-        ("NFTA_CMP_OP", 0),  # NFT_CMP_EQ
+        ("NFTA_CMP_OP", how),
         ("NFTA_CMP_DATA", {"attrs": [("NFTA_DATA_VALUE", value)]}),
     ]
     return _expression("cmp", what)
 
 
-def _expression(name: str, attributes: Attributes) -> dict[str, Attributes]:
+def _expression(name: str, attributes: Attributes) -> Expression:
     return {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": attributes})]}
 
 

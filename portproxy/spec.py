@@ -14,7 +14,7 @@ from portproxy.settings import DEFAULTS, NEED_NET_ADMIN, SettingError, milliseco
 
 MODES = ("user", "auto", "nft")
 # What the control plane itself does with a mapping; the rest is the relay's.
-OWN = ("name", "mode", "check", "partial", "container_pid")
+OWN = ("name", "mode", "check", "partial", "container_pid", "loopback")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Spec:
 
     ``origin`` says where it was asked for ("ports.toml:12", "-p"); ``mode`` is how it is
     forwarded, ``check_ms`` how often its backends are tried (0: never), ``partial`` whether ports
-    that cannot be opened are left out, ``container_pid`` whose address replaces the host's.
+    that cannot be opened are left out, ``container_pid`` whose address replaces the host's,
+    ``loopback`` whether the kernel forwards connections to 127.0.0.0/8, too.
     """
 
     mapping: Mapping
@@ -34,6 +35,7 @@ class Spec:
     check_ms: int = 0
     partial: bool = False
     container_pid: str = ""
+    loopback: bool = False
     address: str = ""  # what the host has been resolved to
 
     @property
@@ -102,8 +104,9 @@ def make(publish: str, options: dict[str, object], origin: str) -> list[Spec]:
         check_ms = milliseconds(str(own.get("check", "0")))
     except SettingError as error:
         raise SettingError(f"check: {error}") from None
-    if not isinstance(own.get("partial", False), bool):
-        raise SettingError(f"partial: {own['partial']!r} is not true or false")
+    for flag in ("partial", "loopback"):
+        if not isinstance(own.get(flag, False), bool):
+            raise SettingError(f"{flag}: {own[flag]!r} is not true or false")
     name = str(own.get("name", ""))
     if not name.isprintable():
         raise SettingError(f"name: {name!r} has something in it that cannot be printed")
@@ -121,6 +124,7 @@ def make(publish: str, options: dict[str, object], origin: str) -> list[Spec]:
             check_ms,
             bool(own.get("partial", False)),
             pid,
+            bool(own.get("loopback", False)),
         )
         for mapping in parse_all(publish)
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from portproxy import nftlink
+from portproxy.localnet import Links
 from portproxy.nft import Forward, Kernel, NftError, ruleset
 from tests.integration.networks import Network
 from tests.integration.relays import BOUND_S
@@ -20,6 +21,11 @@ WANTED = [
     Forward("tcp", "10.77.1.1", 443, "10.0.0.3", 8443),
     Forward("tcp", "fd77:1::1", 80, "fd77:2::2", 8081),
     Forward("udp", "", 90, "fd77:2::2", 8082),
+]
+
+LOOPBACK = [
+    Forward("tcp", "", 8081, "10.0.0.2", 80, loopback=True),
+    Forward("udp", "127.0.0.5", 8081, "10.0.0.2", 80, loopback=True),
 ]
 
 
@@ -40,12 +46,25 @@ def nft(network: Network, *words: str, text: str = "") -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("wanted", [WANTED, WANTED[:3], WANTED[3:], []])
-def test_the_kernel_gets_what_people_are_shown(network: Network, wanted: list[Forward]) -> None:
-    network.within(network.host, lambda: nftlink.carry_out(nftlink.replacement(TABLE, wanted)))
+@pytest.mark.parametrize(
+    ("wanted", "links"),
+    [
+        *((some, Links()) for some in (WANTED, WANTED[:3], WANTED[3:], [])),
+        ([*WANTED, *LOOPBACK], Links(("b0", "c0"), ("c0",))),
+        (LOOPBACK[:1], Links()),
+        (WANTED[3:], Links((), ("c0",))),
+    ],
+)
+def test_the_kernel_gets_what_people_are_shown(
+    network: Network, wanted: list[Forward], links: Links
+) -> None:
+    made = nftlink.replacement(TABLE, wanted, links)
+    network.within(network.host, lambda: nftlink.carry_out(made))
     ours = nft(network, "--numeric", "list", "ruleset")
-    nft(network, "-f", "-", text="flush ruleset\n" + ruleset(TABLE, wanted))
+    assert network.within(network.host, lambda: nftlink.opened(TABLE)) == set(links.opened)
+    nft(network, "-f", "-", text="flush ruleset\n" + ruleset(TABLE, wanted, links))
     theirs = nft(network, "--numeric", "list", "ruleset")
+    assert network.within(network.host, lambda: nftlink.opened(TABLE)) == set(links.opened)
     assert in_order(ours) == in_order(theirs)
     assert (in_order(ours) != []) == (wanted != [])
     # The elements of a map have no order.
