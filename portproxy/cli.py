@@ -277,7 +277,7 @@ def kill(serial: str, path: str) -> None:
 def nft_dump(config_path: str) -> None:
     """Print, in nft's language, what the kernel would get for a file."""
     from portproxy.config import ConfigError, load
-    from portproxy.localnet import Links, way_to
+    from portproxy.localnet import Links, ways_to
     from portproxy.nft import forwards, obstacle, ruleset
 
     try:
@@ -288,6 +288,6 @@ def nft_dump(config_path: str) -> None:
     # Where nothing is looked up, a host with a name is left out.
     specs = [spec for spec in specs if not re.search("[g-z]", spec.address)]
     wanted = [each for spec in specs if not obstacle(spec) for each in forwards(spec)]
-    ways = {each.address: way_to(each.address) for each in wanted if each.loopback}
+    ways = ways_to({each.address for each in wanted if each.loopback})
     links = Links(tuple(sorted({way.interface for way in ways.values()} - {""})))
     click.echo(ruleset(f"portproxy_{os.getpid()}", wanted, links))

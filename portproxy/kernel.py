@@ -74,8 +74,9 @@ class KernelMode:
         before, self.placed = self.placed, wanted
         old = {each for some in before.values() for each in some}
         await asyncio.to_thread(forget_flows, old ^ set(flat))
-        for key in sorted(set(wanted) - set(before)):
-            if specs[key].mapping.protocol == "tcp":
+        for key in sorted(wanted):
+            more = key not in before or wanted[key][0].loopback > before[key][0].loopback
+            if more and specs[key].mapping.protocol == "tcp":
                 self.untried[specs[key].title] = wanted[key][0]
 
     async def _ways(self, specs: dict[str, Spec], wanted: dict[str, list[Forward]]) -> set[str]:
@@ -83,14 +84,12 @@ class KernelMode:
 
         Takes out of ``wanted`` those that cannot, and says so once.
         """
-        through = set()
         lacking = set()
-        for key, some in list(wanted.items()):
-            if not some[0].loopback:
-                continue
-            way = await asyncio.to_thread(localnet.way_to, some[0].address)
-            if way.interface:
-                through.add(way.interface)
+        asking = {key: some for key, some in wanted.items() if some[0].loopback}
+        addresses = {some[0].address for some in asking.values()}
+        ways = await asyncio.to_thread(localnet.ways_to, addresses) if addresses else {}
+        for key, some in asking.items():
+            way = ways[some[0].address]
             if not way.problem:
                 continue
             if not some[0].bind:
@@ -104,7 +103,7 @@ class KernelMode:
         for problem in sorted(lacking - self.lacking):
             self.warn(problem)
         self.lacking = lacking
-        return through
+        return {way.interface for way in ways.values() if way.interface}
 
     async def try_out(self) -> None:
         """Tries a connection through each mapping that is new, and says what is in its way."""
@@ -113,7 +112,7 @@ class KernelMode:
             for problem in await self_test(forward):
                 self.warn(f"{name}: {problem}")
 
-    async def drain(self) -> None:
+    async def retire(self) -> None:
         """Lets nobody new in; what is there goes on, also through interfaces that were opened."""
         with contextlib.suppress(NftError):
             await asyncio.to_thread(self.kernel.put, [], self.kernel.links.through)
@@ -137,9 +136,10 @@ async def self_test(forward: Forward) -> list[str]:
         if not from_loopback:
             problems += await connection_problems(forward, "127.0.0.1", " from 127.0.0.1")
         if problems:
-            way = await asyncio.to_thread(localnet.way_to, forward.address)
+            way = (await asyncio.to_thread(localnet.ways_to, [forward.address]))[forward.address]
             if way.interface and not localnet.is_open(way.interface):
                 problems.append(f"{localnet.title(way.interface)} has been set back to 0")
+        problems = list(dict.fromkeys(problems))
     if from_loopback:
         return problems  # others do not come this way
     return problems + await asyncio.to_thread(routing_problems, forward.version)

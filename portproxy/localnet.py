@@ -40,18 +40,25 @@ class Way:
     problem: str = ""
 
 
-def way_to(address: str) -> Way:
-    """Asks the kernel for the route to an IPv4 address, and whether it can be opened."""
+def ways_to(addresses: Iterable[str]) -> dict[str, Way]:
+    """Asks the kernel for the routes to IPv4 addresses, and whether they can be opened."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    try:
-        with IPRoute() as route:
-            found = route.route("get", dst=address)[0]
-            index = found.get_attr("RTA_OIF")
-            name = str(route.get_links(index)[0].get_attr("IFLA_IFNAME"))
-    except (NetlinkError, OSError, IndexError) as error:
-        return Way(problem=f"there is no route to {address} ({error})")
+    found = {}
+    with IPRoute() as route:
+        for address in addresses:
+            try:
+                index = route.route("get", dst=address)[0].get_attr("RTA_OIF")
+                name = str(route.get_links(index)[0].get_attr("IFLA_IFNAME"))
+            except (NetlinkError, IndexError):
+                found[address] = Way(problem=f"there is no route to {address}")
+            else:
+                found[address] = _way_through(name)
+    return found
+
+
+def _way_through(name: str) -> Way:
     if name == LOOPBACK:
         return Way()
     if not is_open(name) and not os.access(SETTINGS / name / "route_localnet", os.W_OK):

@@ -268,6 +268,7 @@ class Kernel:
         except OSError as error:
             localnet.close(opened - held - living)
             self._replace(*before)
+            localnet.open_up(gone - stuck)
             raise NftError(f"cannot set route_localnet: {error.strerror}") from error
 
     def _replace(self, wanted: list[Forward], links: Links) -> None:

@@ -155,7 +155,7 @@ class Service:
         self.tasks.append(asyncio.ensure_future(self._drain(self.config.drain_ms)))
 
     async def _drain(self, ms: int) -> None:
-        await self.kernel.drain()
+        await self.kernel.retire()
         with contextlib.suppress(DataPlaneError):
             await self.workers.tell_all(channel.drain(ms))
             await asyncio.sleep(ms / 1000 + LEAVE_MARGIN_S)

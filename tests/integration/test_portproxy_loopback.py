@@ -343,6 +343,17 @@ def test_connections_go_on_while_it_drains(network: Network, run: Run) -> None:
     assert rules(network) == ""
 
 
+def test_the_self_test_tries_a_loopback_connection(network: Network, run: Run) -> None:
+    nft(
+        network,
+        "table ip wall { chain w { type filter hook output priority 0; "
+        'oifname "b0" ip saddr 127.0.0.0/8 drop; }; }',
+    )
+    with served(network):
+        _, error = run("--mode", "nft", *ARGUMENTS).stop()
+    assert f"no connection from 127.0.0.1 reaches {CONTAINER} port {BEHIND}" in error
+
+
 def test_what_cannot_be_opened_is_said_once(network: Network, run: Run) -> None:
     """/proc/sys is read-only for the tool, as in a container."""
     read_only = ("unshare", "-m", "sh", "-c", READ_ONLY, "sh")
