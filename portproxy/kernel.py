@@ -33,6 +33,7 @@ class KernelMode:
     kernel: Kernel = field(default_factory=Kernel)
     placed: dict[str, list[Forward]] = field(default_factory=dict)
     untried: dict[str, Forward] = field(default_factory=dict)  # by the title of its mapping
+    begun: bool = False
     lacking: set[str] = field(default_factory=set)  # what loopback connections have been said to
 
     @property
@@ -42,6 +43,7 @@ class KernelMode:
 
     async def begin(self) -> None:
         """Removes what a crashed instance has left."""
+        self.begun = True
         for name in await asyncio.to_thread(remove_stale):
             self.warn(f"removed the nft table {name}, which a portproxy that is gone has left")
 
@@ -59,6 +61,9 @@ class KernelMode:
                 wanted[key] = forwards(spec)
             elif spec.mode == "nft":
                 raise NftError(f"{spec.origin}: the kernel cannot forward {spec.title}: {reason}")
+        if wanted and not self.begun:
+            # A predecessor of our pid may have left a table, whose notes ours would replace.
+            await self.begin()
         through = await self._ways(specs, wanted)
         if wanted == self.placed and not through:
             return
@@ -87,7 +92,7 @@ class KernelMode:
         lacking = set()
         asking = {key: some for key, some in wanted.items() if some[0].loopback}
         addresses = {some[0].address for some in asking.values()}
-        ways = await asyncio.to_thread(localnet.ways_to, addresses) if addresses else {}
+        ways = await asyncio.to_thread(localnet.ways_to, addresses)
         for key, some in asking.items():
             way = ways[some[0].address]
             if not way.problem:

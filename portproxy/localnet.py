@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +40,10 @@ class Way:
     problem: str = ""
 
 
-def ways_to(addresses: Iterable[str]) -> dict[str, Way]:
+def ways_to(addresses: Collection[str]) -> dict[str, Way]:
     """Asks the kernel for the routes to IPv4 addresses, and whether they can be opened."""
+    if not addresses:
+        return {}
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.integration.networks import (
     ip,
 )
 from tests.integration.relays import BOUND_S, eventually
-from tests.integration.tool import Echo, Tool, says
+from tests.integration.tool import ROOT, Echo, Tool, says
 
 Run = Callable[..., Tool]
 PORT, BEHIND = 8080, 80
@@ -319,6 +320,31 @@ def test_the_last_of_two_closes(network: Network, run: Run) -> None:
     assert opened(network) == []
 
 
+def test_instances_that_come_and_go_at_once_do_not_close_it_for_each_other(
+    network: Network,
+) -> None:
+    """Each finds it open after it has opened it, however often; the last one leaves it closed."""
+    script = (
+        "from portproxy import localnet; from portproxy.nft import Forward, Kernel\n"
+        "kernel = Kernel()\n"
+        f"wanted = [Forward('tcp', '', 80, '{CONTAINER}', 80, loopback=True)]\n"
+        "for _ in range(25):\n"
+        "    kernel.put(wanted, {'b0'})\n"
+        "    assert localnet.is_open('b0')\n"
+        "    kernel.remove()\n"
+    )
+    enter = ["nsenter", f"--net=/run/netns/{network.host}", sys.executable, "-c", script]
+    some = [subprocess.Popen(enter, stderr=subprocess.PIPE, cwd=ROOT) for _ in range(3)]
+    try:
+        said = [each.communicate(timeout=3 * BOUND_S)[1] for each in some]
+    finally:
+        for each in some:
+            each.kill()
+    assert said == [b"", b"", b""]
+    assert opened(network) == []
+    assert rules(network) == ""
+
+
 def test_connections_go_on_while_it_drains(network: Network, run: Run) -> None:
     def connected(port: int) -> socket.socket:
         made = socket.create_connection(("127.0.0.1", port), BOUND_S)
@@ -347,7 +373,7 @@ def test_the_self_test_tries_a_loopback_connection(network: Network, run: Run) -
     nft(
         network,
         "table ip wall { chain w { type filter hook output priority 0; "
-        'oifname "b0" ip saddr 127.0.0.0/8 drop; }; }',
+        f"ip daddr {CONTAINER} ip saddr 127.0.0.0/8 drop; }}; }}",
     )
     with served(network):
         _, error = run("--mode", "nft", *ARGUMENTS).stop()
