@@ -188,7 +188,7 @@ def _loopback(wanted: list[Forward], links: Links) -> str:
         {_elements([f'"{name}"' for name in links.through])}
     }}
     set opened {{
-        type ifname
+        type iface_index
         {_elements([f'"{name}"' for name in links.opened])}
     }}
     chain postrouting {{

@@ -7,6 +7,7 @@ as text).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -27,36 +28,23 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink import nftsocket as nfts
 from pyroute2.nftables.main import NFTables
 
-from portproxy.localnet import LOOPBACK, Links
+from portproxy import nftrules
+from portproxy.localnet import Links
 from portproxy.nft import NO_LINKS, Forward, with_loopback
+from portproxy.nftrules import DESTINATION, FAMILIES, NAME_SIZE, Attributes, Expression, name_of
 
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 # Hooks of nf_inet_hooks, and nft's priorities ``dstnat``, ``srcnat`` and ``raw``.
 PREROUTING, OUTPUT, POSTROUTING = 0, 3, 4
 DSTNAT, SRCNAT, RAW = -100, 100, -300
 # nft(8)'s data types; one behind another is six bits further.
-IPV4_ADDR, IPV6_ADDR, INET_PROTO, INET_SERVICE, IFNAME = 7, 8, 12, 13, 41
-NAME_SIZE = 16  # of an interface's, padded with zeros
-# Registers of four bytes; a value takes as many as it needs.
-FIRST = 8
-RTN_LOCAL = 2
-NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
-INPUT_NAME, OUTPUT_NAME, L4PROTO = 6, 7, 16  # NFT_META_…
-SOURCE_IPV4 = 12  # where it is in the header
-EQUAL, NOT_EQUAL = 0, 1  # NFT_CMP_…
-DROP, ACCEPT = 0, 1  # NF_…
-FIB_ADDRESS_TYPE, FIB_OF_DESTINATION = 3, 2
+IPV4_ADDR, IPV6_ADDR, INET_PROTO, INET_SERVICE, IFACE_INDEX, IFNAME = 7, 8, 12, 13, 20, 41
 # Attributes of a list of elements (linux/netfilter/nf_tables.h).
 LIST_ELEMENT, ELEMENT_KEY, ELEMENT_DATA, VALUE, NESTED = 1, 1, 2, 1, 0x8000
 MOST_ELEMENTS = 500  # in one message, whose attributes have at most 64 KiB
 SEND_BYTES = 64 << 20
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-# Where the destination address is in the header, and its size.
-DESTINATION = {4: (16, 4), 6: (24, 16)}
 Message = Any
-Attributes = list[tuple[str, Any]]
-Expression = dict[str, Attributes]
 
 
 class RuleMessage(nfts.nft_rule_msg):  # type: ignore[misc]
@@ -114,7 +102,8 @@ def opened(name: str) -> set[str]:
             for part in link.request_get(asked, nfts.NFT_MSG_GETSETELEM):
                 for each in part.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ():
                     key = each.get_attr("NFTA_SET_ELEM_KEY").get_attr("NFTA_DATA_VALUE")
-                    found.add(key.rstrip(b"\0").decode())
+                    with contextlib.suppress(OSError):  # it may have gone
+                        found.add(socket.if_indextoname(*struct.unpack("=I", key)))
     except NetlinkError as error:
         if error.code != errno.ENOENT:  # as without loopback connections
             raise OSError(error.code, os.strerror(error.code)) from error
@@ -152,16 +141,13 @@ def table(
     anywhere = [_element(each) for each in wanted if not each.bind]
     yield from _map(version, name, "exact", exact)
     yield from _map(version, name, "any", anywhere)
-    outgoing = [_to_data_plane(version), _exact(version), _any(version)]
+    to_exact, to_any = nftrules.exact(version), nftrules.anywhere(version)
+    to_data_plane = nftrules.to_data_plane(version)
+    outgoing = [to_data_plane, to_exact, to_any]
     if with_loopback("ip" if version == 4 else "ip6", wanted, links):
         yield from _loopback(name, wanted, links)
-        outgoing = [
-            _exact(version),
-            [*_of_loopback(DESTINATION[4][0]), *_protocol_and_port(FIRST), *_mapped("loopback")],
-            _to_data_plane(version),
-            _any(version),
-        ]
-    incoming = [_exact(version), _any(version)]
+        outgoing = [to_exact, nftrules.from_loopback(), to_data_plane, to_any]
+    incoming = [to_exact, to_any]
     yield from _chain(version, name, "prerouting", (PREROUTING, DSTNAT), incoming)
     yield from _chain(version, name, "output", (OUTPUT, DSTNAT), outgoing)
 
@@ -170,30 +156,34 @@ def _loopback(name: str, wanted: Sequence[Forward], links: Links) -> Iterator[Me
     """What is only there for loopback connections."""
     places = [_element(each) for each in wanted if each.loopback and not each.bind]
     yield from _map(4, name, "loopback", places)
-    for number, (set_name, names) in enumerate(
-        (("through", links.through), ("opened", links.opened)), 4
-    ):
-        kind: Attributes = [
-            ("NFTA_SET_KEY_TYPE", IFNAME),
-            ("NFTA_SET_KEY_LEN", NAME_SIZE),
-            # Without it nft shows empty names.
-            ("NFTA_SET_USERDATA", [("NFTNL_UDATA_SET_KEYBYTEORDER", struct.pack("=I", 1))]),
-        ]
-        some = [_nested(LIST_ELEMENT, _nested(ELEMENT_KEY, _value(_name(n)))) for n in names]
-        yield from _set(4, name, (set_name, number), kind, some)
-    found: Attributes = [("NFTA_LOOKUP_SET", "through"), ("NFTA_LOOKUP_SREG", FIRST)]
-    masquerade = [
-        *_of_loopback(SOURCE_IPV4),
-        _meta(OUTPUT_NAME, FIRST),
-        _expression("lookup", found),
-        _expression("masq", []),
+    names = [_value(name_of(each)) for each in links.through]
+    yield from _set(4, name, ("through", 4), _interfaces(IFNAME, NAME_SIZE), _keys(names))
+    # An interface that gets another name keeps its sysctl, and is still to be found.
+    indexes = [_value(struct.pack("=I", _index(each))) for each in links.opened]
+    yield from _set(4, name, ("opened", 5), _interfaces(IFACE_INDEX, 4), _keys(indexes))
+    yield from _chain(4, name, "postrouting", (POSTROUTING, SRCNAT), [nftrules.masquerade()])
+    yield from _chain(4, name, "fence", (PREROUTING, RAW), nftrules.fence(), "filter")
+
+
+def _interfaces(kind: int, size: int) -> Attributes:
+    """What kind of set it is.  Without the byte order nft shows no names."""
+    order = [("NFTNL_UDATA_SET_KEYBYTEORDER", struct.pack("=I", 1))]  # the host's
+    return [
+        ("NFTA_SET_KEY_TYPE", kind),
+        ("NFTA_SET_KEY_LEN", size),
+        ("NFTA_SET_USERDATA", order),
     ]
-    yield from _chain(4, name, "postrouting", (POSTROUTING, SRCNAT), [masquerade])
-    outside = [_meta(INPUT_NAME, FIRST), _compare(_name(LOOPBACK), NOT_EQUAL)]
-    drops = [
-        [*outside, *_of_loopback(at), _verdict(DROP)] for at in (DESTINATION[4][0], SOURCE_IPV4)
-    ]
-    yield from _chain(4, name, "fence", (PREROUTING, RAW), drops, "filter")
+
+
+def _keys(values: list[bytes]) -> list[bytes]:
+    return [_nested(LIST_ELEMENT, _nested(ELEMENT_KEY, value)) for value in values]
+
+
+def _index(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        raise OSError(errno.ENODEV, f"there is no interface {interface}") from None
 
 
 def _map(version: int, name: str, map_name: str, elements: list[bytes]) -> Iterator[Message]:
@@ -270,7 +260,7 @@ def _chain(
         )
 
 
-# --- Elements and rules -------------------------------------------------------------------------
+# --- Elements and messages ----------------------------------------------------------------------
 
 
 def _element(each: Forward) -> bytes:
@@ -280,10 +270,6 @@ def _element(each: Forward) -> bytes:
     data = ipaddress.ip_address(each.address).packed + struct.pack(">H2x", each.host_port)
     inside = _nested(ELEMENT_KEY, _value(key)) + _nested(ELEMENT_DATA, _value(data))
     return _nested(LIST_ELEMENT, inside)
-
-
-def _name(interface: str) -> bytes:
-    return interface.encode().ljust(NAME_SIZE, b"\0")
 
 
 def _value(data: bytes) -> bytes:
@@ -297,104 +283,6 @@ def _nested(kind: int, data: bytes) -> bytes:
 def _attribute(kind: int, data: bytes) -> bytes:
     """A netlink attribute, whose size is a multiple of four like all that is put into one here."""
     return struct.pack("=HH", len(data) + 4, kind) + data
-
-
-def _exact(version: int) -> list[Expression]:
-    """``dnat to ip daddr . meta l4proto . th dport map @exact``."""
-    at, size = DESTINATION[version]
-    behind = FIRST + size // 4
-    return [
-        _payload(NETWORK_HEADER, at, size, FIRST),
-        *_protocol_and_port(behind),
-        *_mapped("exact", version),
-    ]
-
-
-def _any(version: int) -> list[Expression]:
-    """``fib daddr type local dnat to meta l4proto . th dport map @any``."""
-    look: Attributes = [
-        ("NFTA_FIB_DREG", FIRST),
-        ("NFTA_FIB_RESULT", FIB_ADDRESS_TYPE),
-        ("NFTA_FIB_FLAGS", FIB_OF_DESTINATION),
-    ]
-    return [
-        _expression("fib", look),
-        _compare(struct.pack("=I", RTN_LOCAL)),
-        *_protocol_and_port(FIRST),
-        *_mapped("any", version),
-    ]
-
-
-def _to_data_plane(version: int) -> list[Expression]:
-    """``ip daddr 127.0.0.0/8 accept``: what leaves it cannot come back; it is the data plane's."""
-    if version == 4:
-        return [*_of_loopback(DESTINATION[4][0]), _verdict(ACCEPT)]
-    at, size = DESTINATION[version]
-    loopback = ipaddress.IPv6Address("::1").packed
-    return [_payload(NETWORK_HEADER, at, size, FIRST), _compare(loopback), _verdict(ACCEPT)]
-
-
-def _of_loopback(at: int) -> list[Expression]:
-    """``ip saddr 127.0.0.0/8`` or ``ip daddr …``: the first byte of what is ``at`` there."""
-    return [_payload(NETWORK_HEADER, at, 1, FIRST), _compare(b"\x7f")]
-
-
-def _verdict(code: int) -> Expression:
-    verdict = {"attrs": [("NFTA_VERDICT_CODE", code)]}
-    what: Attributes = [
-        ("NFTA_IMMEDIATE_DREG", 0),
-        ("NFTA_IMMEDIATE_DATA", {"attrs": [("NFTA_DATA_VERDICT", verdict)]}),
-    ]
-    return _expression("immediate", what)
-
-
-def _protocol_and_port(register: int) -> list[Expression]:
-    """``meta l4proto . th dport``."""
-    return [_meta(L4PROTO, register), _payload(TRANSPORT_HEADER, 2, 2, register + 1)]
-
-
-def _meta(key: int, register: int) -> Expression:
-    return _expression("meta", [("NFTA_META_KEY", key), ("NFTA_META_DREG", register)])
-
-
-def _mapped(map_name: str, version: int = 4) -> list[Expression]:
-    """Looks the key up that begins in the first register, and translates to what is found."""
-    _, size = DESTINATION[version]
-    found: Attributes = [
-        ("NFTA_LOOKUP_SET", map_name),
-        ("NFTA_LOOKUP_SREG", FIRST),
-        ("NFTA_LOOKUP_DREG", FIRST),
-    ]
-    nat: Attributes = [
-        ("NFTA_NAT_TYPE", 1),  # NFT_NAT_DNAT
-        ("NFTA_NAT_FAMILY", int(FAMILIES[version])),
-        ("NFTA_NAT_REG_ADDR_MIN", FIRST),
-        ("NFTA_NAT_REG_PROTO_MIN", FIRST + size // 4),
-    ]
-    return [_expression("lookup", found), _expression("nat", nat)]
-
-
-def _payload(base: int, at: int, size: int, register: int) -> Expression:
-    what: Attributes = [
-        ("NFTA_PAYLOAD_DREG", register),
-        ("NFTA_PAYLOAD_BASE", base),
-        ("NFTA_PAYLOAD_OFFSET", at),
-        ("NFTA_PAYLOAD_LEN", size),
-    ]
-    return _expression("payload", what)
-
-
-def _compare(value: bytes, how: int = EQUAL) -> Expression:
-    what: Attributes = [
-        ("NFTA_CMP_SREG", FIRST),
-        ("NFTA_CMP_OP", how),
-        ("NFTA_CMP_DATA", {"attrs": [("NFTA_DATA_VALUE", value)]}),
-    ]
-    return _expression("cmp", what)
-
-
-def _expression(name: str, attributes: Attributes) -> Expression:
-    return {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": attributes})]}
 
 
 def _message(kind: type[Message], command: int, family: int, attributes: Attributes) -> Message:

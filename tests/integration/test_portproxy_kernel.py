@@ -58,8 +58,9 @@ def nft(network: Network, *words: str, text: str = "") -> str:
 def test_the_kernel_gets_what_people_are_shown(
     network: Network, wanted: list[Forward], links: Links
 ) -> None:
-    made = nftlink.replacement(TABLE, wanted, links)
-    network.within(network.host, lambda: nftlink.carry_out(made))
+    network.within(
+        network.host, lambda: nftlink.carry_out(nftlink.replacement(TABLE, wanted, links))
+    )
     ours = nft(network, "--numeric", "list", "ruleset")
     assert network.within(network.host, lambda: nftlink.opened(TABLE)) == set(links.opened)
     nft(network, "-f", "-", text="flush ruleset\n" + ruleset(TABLE, wanted, links))

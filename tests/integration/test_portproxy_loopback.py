@@ -308,6 +308,16 @@ def test_the_next_start_closes_what_a_crash_has_left(network: Network, run: Run)
     assert rules(network) == ""
 
 
+def test_an_interface_that_has_got_another_name_is_closed(network: Network, run: Run) -> None:
+    with served(network):
+        tool = run("--mode", "nft", *ARGUMENTS)
+        for word in (("down",), ("name", "b1"), ("up",)):
+            ip("-n", network.host, "link", "set", "b1" if word == ("up",) else "b0", *word)
+        assert opened(network) == ["b1"]
+        assert tool.stop() == (0, "")
+    assert opened(network) == []
+
+
 def test_the_last_of_two_closes(network: Network, run: Run) -> None:
     with served(network):
         one = run("--mode", "nft", *ARGUMENTS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +104,7 @@ def names(messages: list[Any], attribute: str) -> list[str]:
 
 def test_the_messages_with_loopback_connections() -> None:
     plain = nftlink.replacement(OWN, [PLAIN])
-    made = nftlink.replacement(OWN, [ASKED, EXACT], Links(("b0",), ("c0",)))
+    made = nftlink.replacement(OWN, [ASKED, EXACT], Links(("b0",), ("lo",)))
     chains = ["prerouting", "output"]
     assert names(plain, "NFTA_SET_NAME") == ["exact", "any"]
     assert names(plain, "NFTA_CHAIN_NAME") == chains
@@ -114,7 +116,9 @@ def test_the_messages_with_loopback_connections() -> None:
         if each.get_attr("NFTA_SET_ELEM_LIST_SET")
     }
     assert b"b0" + bytes(14) in elements["through"]
-    assert b"c0" + bytes(14) in elements["opened"]
+    assert struct.pack("=I", socket.if_nametoindex("lo")) in elements["opened"]
+    with pytest.raises(OSError, match="there is no interface nowhere"):
+        nftlink.replacement(OWN, [], Links((), ("nowhere",)))
     assert elements["loopback"] == elements["any"]
     assert elements["exact"].count(b"\x7f\0\0\x05") == 1
     for each in made:
