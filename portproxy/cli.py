@@ -76,17 +76,12 @@ def command(context: click.Context, /, texts: tuple[str, ...], **options: object
 
 def _serve(texts: tuple[str, ...], options: Json) -> None:
     """Runs the service."""
-    from portproxy.config import MOST_WORKERS, Config, ConfigError, is_endpoint, is_workers, load
+    from portproxy.config import Config, ConfigError, is_endpoint, load
     from portproxy.service import Service, ServiceError
     from portproxy.spec import make
 
     each: Json = _settings(options["options"])
-    if options["mode"]:
-        each["mode"] = options["mode"]
-    if options["loopback"]:
-        each["loopback"] = True
-    if options["container_pid"]:
-        each["container_pid"] = options["container_pid"]
+    each |= {n: options[n] for n in ("mode", "loopback", "container_pid") if options[n]}
     config_path = options["config_path"] or ""
     try:
         config = load(config_path) if config_path else Config(drain_ms=0)
@@ -96,10 +91,7 @@ def _serve(texts: tuple[str, ...], options: Json) -> None:
         if "metrics" in given and not is_endpoint(given["metrics"]):
             _leave(f"--metrics {given['metrics']}: give ADDRESS:PORT or a path", EXIT_USAGE)
         if options["workers"]:
-            text = options["workers"]
-            if not text.isdecimal() or not is_workers(int(text)):
-                _leave(f"--workers {text}: give a number from 1 to {MOST_WORKERS}", EXIT_USAGE)
-            given["workers"] = int(text)
+            given["workers"] = _workers(options["workers"])
         for option, name in (("drain", "drain_ms"), ("exit_on_idle", "exit_idle_ms")):
             if options[option]:
                 given[name] = milliseconds(options[option])
@@ -120,6 +112,15 @@ def _serve(texts: tuple[str, ...], options: Json) -> None:
         _run(service.run())
     except ServiceError as error:
         _leave(str(error), EXIT_FAILED)
+
+
+def _workers(text: str) -> int:
+    """How many there are to be."""
+    from portproxy.config import MOST_WORKERS, is_workers
+
+    if not text.isdecimal() or not is_workers(int(text)):
+        _leave(f"--workers {text}: give a number from 1 to {MOST_WORKERS}", EXIT_USAGE)
+    return int(text)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
