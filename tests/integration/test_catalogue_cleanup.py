@@ -64,14 +64,20 @@ def end_zygotes(host: Host) -> None:
     eventually(ended, "the zygotes have ended")
 
 
-def deleted(container: Container) -> task_pb2.DeleteResponse:
-    """What the shim's `delete` answers; the bundle is removed as by containerd."""
+def told_to_delete(container: Container) -> task_pb2.DeleteResponse:
+    """What the shim's `delete` answers; the bundle stays."""
     container.client.close()
     host = container.host
     done = host.act("delete", container.name, "-bundle", str(container.bundle))
     assert (done.returncode, done.stderr) == (0, b"")
-    shutil.rmtree(container.bundle)
     return task_pb2.DeleteResponse.FromString(done.stdout)
+
+
+def deleted(container: Container) -> task_pb2.DeleteResponse:
+    """The same; the bundle is removed as by containerd."""
+    reply = told_to_delete(container)
+    shutil.rmtree(container.bundle)
+    return reply
 
 
 def alive(pid: int) -> bool:
@@ -618,17 +624,18 @@ def test_54_delete_kills_what_a_killed_shim_leaves(host: Host, shared: bool) -> 
     eventually(lambda: len(inside(host)) == 3, "three processes run")
     kill_monitors(host)
     assert len(inside(host)) == 3
-    assert deleted(container).exit_status == KILLED
+    assert told_to_delete(container).exit_status == KILLED
     eventually(lambda: inside(host) == [], "no process is left")
     state = RUNC_ROOT / host.namespace / container.name
 
     def forgotten() -> bool:
         """A runtime that was still waiting for somebody to reap is done with by the next one."""
         if state.exists():
-            deleted(container)
+            told_to_delete(container)
         return not state.exists()
 
     eventually(forgotten, "no state is left")
+    shutil.rmtree(container.bundle)
 
 
 def test_54_delete_does_not_depend_on_who_reaps(host: Host, tmp_path: Path) -> None:
