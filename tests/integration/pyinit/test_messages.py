@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .inits import PATIENCE_S, installed, line, run, started
+from .inits import PATIENCE_S, eventually, installed, line, run, started, state
 
 
 @pytest.mark.parametrize("value", ["0", "1", "2", "1x", "abc", "", " 2", "-1"])
@@ -71,6 +72,11 @@ LOGGED = {
 }
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process takes no signal but SIGCONT and SIGKILL."""
+    return state(pid) == "T"
+
+
 @pytest.mark.parametrize(("name", "rule"), LOGGED)
 def test_what_dumb_init_logs_of_a_rewritten_signal(inits: Path, name: str, rule: str) -> None:
     number = int(getattr(signal, f"SIG{name}"))
@@ -84,6 +90,8 @@ def test_what_dumb_init_logs_of_a_rewritten_signal(inits: Path, name: str, rule:
             while not seen or f"[dumb-init] {LOGGED[name, rule][-1]}" not in seen[-1]:
                 seen.append(process.stderr.readline())
             assert [x for x in seen if LOGGED[name, rule][0] in x], program
+            if name == "TSTP":  # it says so before it does so
+                assert eventually(functools.partial(is_stopped, process.pid)), program
             process.send_signal(signal.SIGCONT)
             assert process.stdin is not None
             process.stdin.close()
