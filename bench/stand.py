@@ -33,9 +33,7 @@ RUNTIMES = {OURS: "io.containerd.pyshim.v2", THEIRS: "io.containerd.runc.v2"}
 WORKERS = 4
 # Longer than a service stays.
 LEFT_ALONE_S = 1.2
-STEADY_S = 0.5
-# Longer than a service stays.
-LEFT_ALONE_S = 1.2
+STEADY_S = 1.5  # longer than it takes until the next spare ends that a burst has left
 STEADY_SHARE = 0.01
 DESCRIPTORS = 8192
 
