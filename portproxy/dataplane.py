@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from portproxy import channel
+from pyshim.monitor.fds import receive
 
 RELAY = "portproxy-relay"
 ANSWER_BOUND_S = 15.0
@@ -152,7 +153,7 @@ class DataPlane:
     def _read(self) -> None:
         while True:
             try:
-                data, came, _, _ = socket.recv_fds(
+                data, came, _ = receive(
                     self.socket, channel.MOST_BYTES, channel.MOST_FDS, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 
 from pyshim.zygote import copies
 
@@ -44,8 +45,8 @@ def copy_of(name: str, search: str) -> int:
     """
     if os.path.basename(name) not in NAMES:
         return -1
-    path = find(name, search)
-    if not path.startswith("/"):
+    path = shutil.which(name, path=search)
+    if path is None or not path.startswith("/"):
         return -1
     _Life.used = path
     if _Life.copy >= 0:
@@ -53,14 +54,3 @@ def copy_of(name: str, search: str) -> int:
             if copies.identity(path) == _Life.identity:
                 return _Life.copy
     return -1
-
-
-def find(name: str, search: str) -> str:
-    """Where execvp(3) finds ``name``; "" when nowhere."""
-    if "/" in name:
-        return name
-    for folder in search.split(":"):
-        path = os.path.join(folder, name)
-        if os.access(path, os.X_OK) and os.path.isfile(path):
-            return path
-    return ""

@@ -35,8 +35,6 @@ MAX_PRINTED_BYTES = 4096
 # Of what a command prints so much is kept in memory; what it writes then fails, and that alone.
 MAX_KEPT_BYTES = 16 << 20
 
-F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 0x2, 0x4  # fcntl(2)
-
 Spawned = asyncio.Future[tuple[int, int]]
 
 
@@ -126,7 +124,7 @@ def _keep_what_it_prints(streams: Streams) -> int:
     kept = streams.own(os.dup(printed))
     # A hole of the final size that cannot grow: memory is used for what is written to it alone.
     os.ftruncate(printed, MAX_KEPT_BYTES)
-    fcntl.fcntl(printed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
+    fcntl.fcntl(printed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     streams.child[1:] = [kept, kept]
     return printed
 

@@ -20,7 +20,7 @@ KEPT_S = 10.0
 MAKE_S = 0.02  # after what it was wanted for, which may be going on
 MOST_BYTES = 64 << 20
 MFD_EXEC = 0x10  # Linux 6.3
-F_ADD_SEALS, ALL_SEALS = 1033, 0xF
+ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 IDENTITY = struct.Struct("<QQQqq")
 
 
@@ -57,7 +57,7 @@ def make(path: str) -> tuple[int, bytes]:
             done = 0
             while sent := os.sendfile(fd, file.fileno(), done, MOST_BYTES):
                 done += sent
-            fcntl.fcntl(fd, F_ADD_SEALS, ALL_SEALS)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, ALL_SEALS)
             if _identity(os.fstat(file.fileno())) != _identity(about) or done != about.st_size:
                 raise ValueError(path)
         except BaseException:

@@ -6,8 +6,10 @@ import ctypes
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
+
+import pytest
 
 from tests.integration.relays import BOUND_S
 
@@ -97,3 +99,11 @@ def write(path: str, text: str) -> None:
     """Sets a sysctl of the namespace that the thread is in."""
     with open(path, "w") as file:
         file.write(text)
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A host between a client and a container; nothing of it is left afterwards."""
+    made = Network()
+    yield made
+    made.end()

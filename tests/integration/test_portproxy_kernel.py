@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from portproxy import nftlink
 from portproxy.localnet import Links
 from portproxy.nft import Forward, Kernel, NftError, ruleset
-from tests.integration.networks import Network
+from tests.integration.networks import Network, network
 from tests.integration.relays import BOUND_S
+
+__all__ = ["network"]
 
 TABLE = "portproxy_0"
 WANTED = [
@@ -27,14 +28,6 @@ LOOPBACK = [
     Forward("tcp", "", 8081, "10.0.0.2", 80, loopback=True),
     Forward("udp", "127.0.0.5", 8081, "10.0.0.2", 80, loopback=True),
 ]
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """Namespaces, of which one is for rules."""
-    made = Network()
-    yield made
-    made.end()
 
 
 def nft(network: Network, *words: str, text: str = "") -> str:

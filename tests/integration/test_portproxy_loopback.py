@@ -23,22 +23,17 @@ from tests.integration.networks import (
     HOST_TO_CONTAINER,
     Network,
     ip,
+    network,
 )
 from tests.integration.relays import BOUND_S, eventually
 from tests.integration.tool import ROOT, Echo, Tool, says
+
+__all__ = ["network"]
 
 Run = Callable[..., Tool]
 PORT, BEHIND = 8080, 80
 ARGUMENTS = ("--loopback", "-p", f"{PORT}:{CONTAINER}:{BEHIND}")
 LOOPBACK = ("127.0.0.1", PORT)
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """A host between a client and a container."""
-    made = Network()
-    yield made
-    made.end()
 
 
 @pytest.fixture

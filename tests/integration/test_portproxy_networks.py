@@ -23,20 +23,15 @@ from tests.integration.networks import (
     HOST_TO_CONTAINER,
     Network,
     ip,
+    network,
 )
 from tests.integration.relays import BOUND_S, eventually
 from tests.integration.tool import Echo, Tool, says
 
+__all__ = ["network"]
+
 Run = Callable[..., Tool]
 PORT, BEHIND = 8080, 80
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """A host between a client and a container."""
-    made = Network()
-    yield made
-    made.end()
 
 
 @pytest.fixture

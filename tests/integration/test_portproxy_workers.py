@@ -372,7 +372,7 @@ def test_one_that_dies_takes_nothing_of_the_others_along(run: Run, victim: int) 
             assert all(echoes(client) for client in rest)
             # The other serves what it had, alone, until there is another one.
             for where in (port, *limits):
-                eventually(lambda: not refused(where), "it is served again")  # noqa: B023
+                eventually(lambda where=where: not refused(where), "it is served again")
                 assert says(("127.0.0.1", where)) == "a"
             replaced(tool, victim)
             after = pids(tool)

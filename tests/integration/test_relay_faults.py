@@ -6,12 +6,11 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.conftest import plain_only
-from tests.integration.networks import CONTAINER, HOST_TO_CLIENT, Network, ip
+from tests.integration.networks import CONTAINER, HOST_TO_CLIENT, Network, ip, network
 from tests.integration.relays import (
     BOUND_S,
     Forwarded,
@@ -20,6 +19,8 @@ from tests.integration.relays import (
     options,
     settings,
 )
+
+__all__ = ["network"]
 
 PORT, BEHIND = 8080, 80
 SECOND = "10.77.1.9"  # another address of the host
@@ -47,14 +48,6 @@ while True:
 """
 # What each may cost in memory of its own (KiB), besides what the kernel has.
 EACH_KB = 1
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """A host between a client and a container."""
-    made = Network()
-    yield made
-    made.end()
 
 
 class Between:

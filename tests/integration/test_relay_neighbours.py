@@ -6,25 +6,18 @@ otherwise, which dockerd sets for its rules (moby#41872).  We have no rule that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.containerd import scripts
-from tests.integration.networks import CONTAINER, HOST_TO_CLIENT, Network
+from tests.integration.networks import CONTAINER, HOST_TO_CLIENT, Network, network
 from tests.integration.tool import Echo, Tool, says
+
+__all__ = ["network"]
 
 PORT, BEHIND = 8080, 80
 INTERFACES = {"all", "default", "lo", "c0", "b0"}
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """A host between a client and a container."""
-    made = Network()
-    yield made
-    made.end()
 
 
 def admitting(network: Network) -> set[str]:

@@ -15,7 +15,6 @@ from pyshim.runtime import program
 from pyshim.zygote import copies
 from pyshim.zygote.copies import Copy
 
-F_GET_SEALS = 1034
 TRUE = "/bin/true"
 
 
@@ -55,7 +54,7 @@ def test_a_copy_is_the_program_and_sealed(runtime: Path) -> None:
     try:
         assert Path(f"/proc/self/fd/{fd}").read_bytes() == runtime.read_bytes()
         assert identity == copies.identity(str(runtime))
-        assert fcntl.fcntl(fd, F_GET_SEALS) == copies.ALL_SEALS
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == copies.ALL_SEALS
         assert not os.get_inheritable(fd)
         pid = os.posix_spawn(f"/proc/{os.getpid()}/fd/{fd}", ["true"], {})
         assert os.waitpid(pid, 0)[1] == 0

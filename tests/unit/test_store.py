@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import socket
+from collections.abc import Iterator
 
 import pytest
 
-from pyshim.monitor.channel import Message
 from pyshim.monitor.fds import memfd
 from pyshim.service import store as module
+from pyshim.service.link import Link
 from pyshim.service.store import Store
 
 FULL = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-class FakeLink:
-    """Notes what is sent, and how it was cut off."""
+class Peer:
+    """The monitor's end of a store's link, and how the link was cut off."""
 
-    def __init__(self) -> None:
-        self.sent = 0
+    def __init__(self, store: Store) -> None:
+        self.socket, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.errors: list[OSError] = []
+        self.link = store.link = Link(ours, lambda message: None, lambda: None, self.errors.append)
 
-    def send(self, messages: Iterable[Message], owned: Sequence[int] = ()) -> None:
-        assert list(messages)
-        self.sent += 1
-        for fd in owned:
-            os.close(fd)
+    def sent(self) -> int:
+        """How many datagrams have come since this was last asked."""
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while self.socket.recv(1, socket.MSG_DONTWAIT):
+                count += 1
+        return count
 
-    def cut_off(self, error: OSError) -> None:
-        self.errors.append(error)
+    def close(self) -> None:
+        self.socket.close()
+        self.link.sock.close()
 
 
 @pytest.fixture
 def store() -> Iterator[Store]:
     made = Store()
-    made.link = FakeLink()  # type: ignore[assignment]
     made.keep_reserve()
     yield made
     made.close_reserve()
+
+
+@pytest.fixture
+def peer(store: Store) -> Iterator[Peer]:
+    made = Peer(store)
+    yield made
+    made.close()
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, store: Store, free: int) -> None:
@@ -55,18 +67,19 @@ def limit(monkeypatch: pytest.MonkeyPatch, store: Store, free: int) -> None:
 
 
 def test_the_reserve_is_for_one_transaction_after_the_other(
-    monkeypatch: pytest.MonkeyPatch, store: Store
+    monkeypatch: pytest.MonkeyPatch, store: Store, peer: Peer
 ) -> None:
     before = os.listdir("/proc/self/fd")
     limit(monkeypatch, store, 0)
     for _ in range(3):
         store.commit()
-    assert isinstance(store.link, FakeLink)
-    assert (store.link.sent, store.link.errors) == (3, [])
+    assert (peer.sent(), peer.errors) == (3, [])
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_without_a_descriptor_it_is_the_end(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+def test_without_a_descriptor_it_is_the_end(
+    monkeypatch: pytest.MonkeyPatch, store: Store, peer: Peer
+) -> None:
     """Also where the answer is so long that it takes the reserve."""
     limit(monkeypatch, store, 0)
     owned: list[int] = []
@@ -75,5 +88,4 @@ def test_without_a_descriptor_it_is_the_end(monkeypatch: pytest.MonkeyPatch, sto
         store.commit(owned=owned)
     for fd in owned:
         os.close(fd)
-    assert isinstance(store.link, FakeLink)
-    assert (store.link.sent, store.link.errors) == (0, [FULL])
+    assert (peer.sent(), peer.errors) == (0, [FULL])
