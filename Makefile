@@ -15,6 +15,9 @@ SEED ?= 1
 SECONDS ?= 600
 
 WORKERS ?= 2
+# How often a test that fails is run again. Both outcomes are printed, and tests/conftest.py says
+# how many may need it.
+RERUNS ?= 1
 
 .PHONY: demo test compat soak fuzz lint wheels bench setup clean
 
@@ -59,7 +62,8 @@ lint: setup
 
 test: lint $(VENV)/.test-packages
 	$(BIN)/python hatch_build.py --arch aarch64 --out build/aarch64 pyinit
-	sh tests/in-memory $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	sh tests/in-memory $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		--reruns $(RERUNS)
 
 # All scenarios on all daemons; the newer ones are fetched once, into $$PYSHIM_PEERS or ~/.cache.
 compat: setup $(VENV)/.test-packages

@@ -17,7 +17,7 @@ from tests.integration.shim import Container, Host, host, module_host
 __all__ = ["host", "module_host"]
 
 LOOK = "pwd; id -u; id -g; echo $COLOUR; grep -E 'CapEff|NoNewPrivs|Groups' /proc/self/status"
-LOOK += "; ulimit -n"
+LOOK += "; ulimit -n; ulimit -S -s; ulimit -H -s"
 
 
 @pytest.fixture
@@ -55,7 +55,11 @@ def test_every_field(container: Container, tmp_path: Path) -> None:
         env=["PATH=/bin", "COLOUR=green"],
         user={"uid": 0, "gid": 7, "additionalGids": [8, 9]},
         capabilities=capabilities,
-        rlimits=[{"type": "RLIMIT_NOFILE", "soft": 123, "hard": 200}],
+        # Not NOFILE with two values: Go raises the soft one after runc has set it (runc#4195).
+        rlimits=[
+            {"type": "RLIMIT_NOFILE", "soft": 200, "hard": 200},
+            {"type": "RLIMIT_STACK", "soft": 2 << 20, "hard": 4 << 20},
+        ],
         noNewPrivileges=True,
     )
     assert status == 0, output
@@ -65,7 +69,7 @@ def test_every_field(container: Container, tmp_path: Path) -> None:
     assert facts["Groups"].split() == ["8", "9"]
     assert int(facts["CapEff"], 16) == (1 << 13) | (1 << 5)
     assert facts["NoNewPrivs"].strip() == "1"
-    assert lines[7] == "123"
+    assert lines[7:] == ["200", "2048", "4096"]
 
 
 def test_an_exec_called_init_leaves_the_inits_pid(container: Container) -> None:

@@ -59,7 +59,7 @@ def docker_large_output(host: DockerHost) -> Observation:
 @scenario(DOCKER, code=0)
 def docker_settings(host: DockerHost) -> Observation:
     flags = ("--rm", "--user", "1000:1001", "--hostname", "compat", "--env", "A=b c")
-    flags = (*flags, "--workdir", "/www", "--ulimit", "nofile=100:200", "--group-add", "7")
+    flags = (*flags, "--workdir", "/www", "--ulimit", "nofile=200:200", "--group-add", "7")
     flags = (
         *flags,
         "--cap-drop",
