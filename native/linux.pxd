@@ -526,3 +526,27 @@ cdef extern from "<sys/syscall.h>" nogil:
     enum: SYS_mprotect, SYS_mremap, SYS_munmap, SYS_pipe2, SYS_recvfrom, SYS_recvmsg
     enum: SYS_rt_sigreturn, SYS_sendmsg, SYS_sendto, SYS_setitimer, SYS_setsockopt, SYS_shutdown
     enum: SYS_socket, SYS_splice
+
+# --- used by the relay for the flows that the kernel tracks ---
+cdef extern from "<linux/netlink.h>" nogil:
+    struct nlmsghdr:
+        unsigned int nlmsg_len
+        unsigned short nlmsg_type
+        unsigned short nlmsg_flags
+    struct nlattr:
+        unsigned short nla_len
+        unsigned short nla_type
+    enum: NETLINK_NETFILTER, NLA_TYPE_MASK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+
+cdef extern from "<linux/netfilter/nfnetlink.h>" nogil:
+    struct nfgenmsg:
+        unsigned char nfgen_family
+    enum: NFNL_SUBSYS_CTNETLINK
+
+cdef extern from "<linux/netfilter/nfnetlink_conntrack.h>" nogil:
+    enum: IPCTNL_MSG_CT_DELETE, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW
+    enum: CTA_IP_V4_DST, CTA_IP_V6_DST, CTA_PROTO_DST_PORT, CTA_PROTO_NUM, CTA_TUPLE_IP
+    enum: CTA_TUPLE_ORIG, CTA_TUPLE_PROTO, CTA_ZONE
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: AF_NETLINK, SOCK_RAW, SO_RCVTIMEO

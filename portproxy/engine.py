@@ -66,6 +66,11 @@ class Engine:
         """What is served now, by key."""
         return self.served.active
 
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """What was asked for, by key."""
+        return {key: active.spec for key, active in self.active.items() if active.spec}
+
     async def take_over(self) -> None:
         """Learns what the workers already serve.  Raises DataPlaneError."""
         self.served.learn(await self.workers.records("list"))

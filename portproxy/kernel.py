@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from portproxy import localnet
+from portproxy.flows import forget_flows
 from portproxy.nft import Forward, Kernel, NftError, forwards, obstacle, remove_stale
 from portproxy.spec import Spec
 
@@ -78,7 +79,8 @@ class KernelMode:
             return
         before, self.placed = self.placed, wanted
         old = {each for some in before.values() for each in some}
-        await asyncio.to_thread(forget_flows, old ^ set(flat))
+        changed = {each.port for each in old ^ set(flat) if each.protocol == "udp"}
+        await asyncio.to_thread(forget_flows, changed)
         for key in sorted(wanted):
             more = key not in before or wanted[key][0].loopback > before[key][0].loopback
             if more and specs[key].mapping.protocol == "tcp":
@@ -205,29 +207,3 @@ def own_address(version: int) -> str:
             if not ipaddress.ip_address(text).is_loopback and each["scope"] == 0:
                 return text
     return ""
-
-
-def forget_flows(changed: set[Forward]) -> None:
-    """Forgets the flows of datagrams to these ports, which would go on as before.
-
-    Best effort: without the capability nothing happens.
-    """
-    ports = {each.port for each in changed if each.protocol == "udp"}
-    if not ports:
-        return
-    with contextlib.suppress(Exception):
-        from pyroute2 import Conntrack
-        from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
-
-        with Conntrack() as tracked:
-            for entry in tracked.dump_entries():
-                flow = entry.tuple_orig
-                if flow.proto == socket.IPPROTO_UDP and flow.dport in ports:
-                    tuple_orig = NFCTAttrTuple(
-                        saddr=flow.saddr,
-                        daddr=flow.daddr,
-                        proto=flow.proto,
-                        sport=flow.sport,
-                        dport=flow.dport,
-                    )
-                    tracked.entry("del", tuple_orig=tuple_orig)

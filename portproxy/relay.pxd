@@ -5,6 +5,8 @@ from linux cimport (
     iovec,
     mmsghdr,
     msghdr,
+    nlattr,
+    nlmsghdr,
     sigset_t,
     sockaddr_in6,
     sock_filter,
@@ -65,6 +67,7 @@ cdef enum:
     UDP_SEGMENT = 103
     FIRST_SESSION_BUCKETS = 64
     UDP_TIMEOUT_MS = 90000
+    FLOWS_S = 1  # between two answers about the flows that the kernel tracks
     UDP_SESSIONS = 32768
 
     # <linux/…> has these; libc's headers lack some of them.
@@ -177,6 +180,7 @@ cdef struct Mapping:
     bint nodelay
     bint fast_open
     bint transparent
+    bint flushes_flows
     int balance
     int header_out
     long keepalive_s
@@ -411,6 +415,7 @@ cdef long resume_at_ms
 cdef long complain_at_ms
 cdef long loop_ms
 cdef bint told_to_end
+cdef bint forgets_at_end
 cdef bint draining
 cdef long links
 cdef Link* busy_first
@@ -718,3 +723,12 @@ cdef int add_filter(
 ) noexcept nogil
 cdef int allowed_calls(int* calls) noexcept nogil
 cdef int allow(int* calls, int n, int a, int b, int c, int d) noexcept nogil
+
+cdef void forget_flows() noexcept nogil
+cdef bint begin_flows(int* fds) noexcept nogil
+cdef bint take_flows(int size, int fd) noexcept nogil
+cdef void forget_flow(int fd, nlmsghdr* message) noexcept nogil
+cdef bint is_own_flow(nlattr* flow) noexcept nogil
+cdef nlattr* within(nlattr* outer, int kind) noexcept nogil
+cdef nlattr* find_attribute(nlattr* first, size_t n, int kind) noexcept nogil
+cdef size_t aligned(size_t n) noexcept nogil

@@ -19,6 +19,7 @@ import cython
 from cython.cimports.linux import (
     AF_INET,
     AF_INET6,
+    AF_NETLINK,
     AF_UNIX,
     BPF_ABS,
     BPF_JEQ,
@@ -36,6 +37,14 @@ from cython.cimports.linux import (
     CMSG_LEN,
     CMSG_NXTHDR,
     CMSG_SPACE,
+    CTA_IP_V4_DST,
+    CTA_IP_V6_DST,
+    CTA_PROTO_DST_PORT,
+    CTA_PROTO_NUM,
+    CTA_TUPLE_IP,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_PROTO,
+    CTA_ZONE,
     EACCES,
     EADDRINUSE,
     EADDRNOTAVAIL,
@@ -73,6 +82,9 @@ from cython.cimports.linux import (
     IP_PKTINFO,
     IP_TOS,
     IP_TRANSPARENT,
+    IPCTNL_MSG_CT_DELETE,
+    IPCTNL_MSG_CT_GET,
+    IPCTNL_MSG_CT_NEW,
     IPPROTO_IP,
     IPPROTO_IPV6,
     IPPROTO_SCTP,
@@ -88,6 +100,13 @@ from cython.cimports.linux import (
     MSG_NOSIGNAL,
     MSG_PEEK,
     MSG_TRUNC,
+    NETLINK_NETFILTER,
+    NFNL_SUBSYS_CTNETLINK,
+    NLA_TYPE_MASK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
     O_ACCMODE,
     O_APPEND,
     O_CLOEXEC,
@@ -126,12 +145,14 @@ from cython.cimports.linux import (
     SO_PROTOCOL,
     SO_RCVBUF,
     SO_RCVBUFFORCE,
+    SO_RCVTIMEO,
     SO_REUSEADDR,
     SO_RXQ_OVFL,
     SO_TYPE,
     SOCK_CLOEXEC,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
+    SOCK_RAW,
     SOCK_SEQPACKET,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -227,6 +248,9 @@ from cython.cimports.linux import (
     memcpy,
     memset,
     msghdr,
+    nfgenmsg,
+    nlattr,
+    nlmsghdr,
     ntohs,
     open,
     pipe2,
@@ -270,6 +294,7 @@ from cython.cimports.linux import (
     syscall,
     tcp_info,
     timespec,
+    timeval,
     write,
 )
 
@@ -864,6 +889,8 @@ def flag_named(mapping, name, length):
         return cython.address(mapping.fast_open)
     if is_setting(b"transparent", name, length):
         return cython.address(mapping.transparent)
+    if is_setting(b"flush_conntrack", name, length):
+        return cython.address(mapping.flushes_flows)
     return cython.NULL
 
 
@@ -1267,7 +1294,7 @@ def hold_signals():
 def leave(number):
     """Ends at once: the engine waits for us; the kernel closes what is open."""
     global told_to_end
-    if drain_ms <= 0 or told_to_end:
+    if told_to_end or (drain_ms <= 0 and not forgets_at_end):
         _exit(0)
     told_to_end = True
 
@@ -1714,6 +1741,7 @@ def serve():
     if has_status_pipe:
         write(STATUS_FD, b"0\n", 2)
         close(STATUS_FD)
+    forget_flows()
     loop_ms = now_ms()
     while True:
         count = epoll_pwait(poller, events, EVENTS, patience(), cython.address(usual))
@@ -1728,6 +1756,7 @@ def serve():
         if paused_first != cython.NULL and loop_ms >= resume_at_ms:
             resume()
         if told_to_end and not draining:
+            forget_flows()
             begin_drain()
         if draining and links == 0:
             _exit(0)
@@ -1796,6 +1825,8 @@ def begin_drain():
             close(mapping.listeners[at].fd)
             mapping.listeners[at].fd = -1
         mapping = mapping.next
+    if drain_ms <= 0:
+        _exit(0)
     alarm(cython.cast(cython.uint, ((least(drain_ms, LONGEST_DRAIN_MS) + 999) // 1000)))
 
 
@@ -5007,3 +5038,167 @@ def allow(calls, n, a, b, c, d):
     calls[n + 2] = c
     calls[n + 3] = d
     return n + 4
+
+
+# --- Flows that the kernel tracks ----------------------------------------------------------------
+
+
+def forget_flows():
+    """Has the kernel forget the flows of datagrams to our ports, if that was asked for.
+
+    A flow keeps the way that its first packet took, to us or past us, whatever has become of the
+    rules (moby#8795, #44688).  Without CAP_NET_ADMIN nothing happens.
+    """
+    global forgets_at_end
+    mapping: cython.pointer(Mapping) = mappings
+    fds: cython.int[2]
+    size: cython.int = 0
+    forgets_at_end = False
+    while mapping != cython.NULL:
+        if mapping.flushes_flows and mapping.wire == IPPROTO_UDP:
+            forgets_at_end = True
+        mapping = mapping.next
+    if not forgets_at_end or not begin_flows(fds):
+        return
+    while size >= 0 or errno == EINTR:
+        size = cython.cast(cython.int, recv(fds[0], buffer, BUFFER_BYTES, 0))
+        if size == 0 or (size > 0 and not take_flows(size, fds[1])):
+            break
+    close(fds[0])
+    close(fds[1])
+
+
+def begin_flows(fds):
+    """Asks the kernel for its flows; one socket to read them from, one to delete them with."""
+    request: cython.uint[5]
+    head: cython.pointer(nlmsghdr) = cython.cast(cython.pointer(nlmsghdr), request)
+    patience_s: timeval
+    at: cython.int
+    for at in range(2):
+        fds[at] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER)
+    memset(request, 0, cython.sizeof(request))
+    head.nlmsg_len = cython.sizeof(request)
+    head.nlmsg_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
+    head.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP
+    memset(cython.address(patience_s), 0, cython.sizeof(timeval))
+    patience_s.tv_sec = FLOWS_S
+    setsockopt(fds[0], SOL_SOCKET, SO_RCVTIMEO, cython.address(patience_s), cython.sizeof(timeval))
+    if fds[1] >= 0 and send(fds[0], request, cython.sizeof(request), 0) > 0:
+        return True
+    for at in range(2):
+        if fds[at] >= 0:
+            close(fds[at])
+    return False
+
+
+def take_flows(size, fd):
+    """Looks at the flows of one datagram from the kernel; false when there are no more."""
+    at: cython.size_t = 0
+    n: cython.size_t = cython.cast(cython.size_t, size)
+    head: cython.pointer(nlmsghdr)
+    while at + cython.sizeof(nlmsghdr) <= n:
+        head = cython.cast(cython.pointer(nlmsghdr), buffer + at)
+        if head.nlmsg_len < cython.sizeof(nlmsghdr) or head.nlmsg_len > n - at:
+            return False
+        if head.nlmsg_type == NLMSG_DONE or head.nlmsg_type == NLMSG_ERROR:
+            return False
+        if head.nlmsg_type == (NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW):
+            forget_flow(fd, head)
+        at += aligned(head.nlmsg_len)
+    return True
+
+
+def forget_flow(fd, message):
+    """Deletes a flow if it leads to a port of ours."""
+    request: cython.uint[64]
+    head: cython.pointer(nlmsghdr) = cython.cast(cython.pointer(nlmsghdr), request)
+    wanted: cython.pointer(nlattr)
+    start: cython.size_t = cython.sizeof(nlmsghdr) + cython.sizeof(nfgenmsg)
+    n: cython.size_t = start
+    at: cython.int
+    first: cython.pointer(nlattr)
+    if message.nlmsg_len < start:
+        return
+    first = cython.cast(cython.pointer(nlattr), cython.cast(cython.p_char, message) + start)
+    memcpy(request, message, start)
+    for at in range(2):
+        wanted = find_attribute(
+            first, message.nlmsg_len - start, CTA_TUPLE_ORIG if at == 0 else CTA_ZONE
+        )
+        if at == 0 and not is_own_flow(wanted):
+            return
+        if wanted == cython.NULL:
+            continue
+        if n + aligned(wanted.nla_len) > cython.sizeof(request):
+            return
+        memcpy(cython.cast(cython.p_char, request) + n, wanted, wanted.nla_len)
+        n += aligned(wanted.nla_len)
+    head.nlmsg_len = cython.cast(cython.uint, n)
+    head.nlmsg_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
+    head.nlmsg_flags = NLM_F_REQUEST
+    send(fd, request, n, 0)
+
+
+def is_own_flow(flow):
+    """Whether datagrams of a flow come to a port of a mapping that wants none to be remembered."""
+    head: cython.size_t = cython.sizeof(nlattr)
+    place: cython.pointer(nlattr) = within(flow, CTA_TUPLE_IP)
+    wire: cython.pointer(nlattr) = within(flow, CTA_TUPLE_PROTO)
+    number: cython.pointer(nlattr) = within(wire, CTA_PROTO_NUM)
+    port: cython.pointer(nlattr) = within(wire, CTA_PROTO_DST_PORT)
+    four: cython.pointer(nlattr) = within(place, CTA_IP_V4_DST)
+    six: cython.pointer(nlattr) = within(place, CTA_IP_V6_DST)
+    to: cython.uchar[16]
+    own: cython.uchar[16]
+    to_port: cython.ushort = 0
+    first: cython.int
+    mapping: cython.pointer(Mapping) = mappings
+    if number == cython.NULL or port == cython.NULL or port.nla_len < head + 2:
+        return False
+    if (cython.cast(cython.p_uchar, number) + head)[0] != IPPROTO_UDP:
+        return False
+    memcpy(cython.address(to_port), cython.cast(cython.p_uchar, port) + head, 2)
+    memset(to, 0, 10)
+    memset(to + 10, 255, 2)
+    if four != cython.NULL and four.nla_len >= head + 4:
+        memcpy(to + 12, cython.cast(cython.p_uchar, four) + head, 4)
+    elif six != cython.NULL and six.nla_len >= head + 16:
+        memcpy(to, cython.cast(cython.p_uchar, six) + head, 16)
+    else:
+        return False
+    while mapping != cython.NULL:
+        if mapping.flushes_flows and mapping.wire == IPPROTO_UDP:
+            first = ntohs(mapping.host.sin6_port)
+            flatten(cython.address(mapping.host), own)
+            if first <= ntohs(to_port) < first + mapping.ports and (
+                is_any(cython.address(mapping.host)) or memcmp(own, to, 16) == 0
+            ):
+                return True
+        mapping = mapping.next
+    return False
+
+
+def within(outer, kind):
+    """An attribute inside another, which may be NULL; NULL if it is not there."""
+    if outer == cython.NULL:
+        return cython.NULL
+    return find_attribute(outer + 1, outer.nla_len - cython.sizeof(nlattr), kind)
+
+
+def find_attribute(first, n, kind):
+    """The attribute ``kind`` among ``n`` bytes of them; NULL if it is not there."""
+    at: cython.size_t = 0
+    here: cython.pointer(nlattr)
+    while at + cython.sizeof(nlattr) <= n:
+        here = cython.cast(cython.pointer(nlattr), cython.cast(cython.p_char, first) + at)
+        if here.nla_len < cython.sizeof(nlattr) or here.nla_len > n - at:
+            return cython.NULL
+        if (here.nla_type & NLA_TYPE_MASK) == kind:
+            return here
+        at += aligned(here.nla_len)
+    return cython.NULL
+
+
+def aligned(n):
+    """A size as netlink pads it."""
+    return (n + 3) & ~cython.cast(cython.size_t, 3)

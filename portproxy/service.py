@@ -17,6 +17,7 @@ from portproxy.api import ApiError, Server
 from portproxy.config import Config, ConfigError, load
 from portproxy.dataplane import Confinement, DataPlane, DataPlaneError
 from portproxy.engine import Change, Engine, EngineError, look_up
+from portproxy.flows import datagram_ports, forget_flows
 from portproxy.idleness import Idleness
 from portproxy.kernel import KernelMode
 from portproxy.listeners import passed_sockets, remove_unix
@@ -137,10 +138,12 @@ class Service:
         if self.health is not None:
             self.health.close()
         await self.kernel.remove()
-        for key in self.engine.active if hasattr(self, "engine") else ():
+        specs = self.engine.specs if hasattr(self, "engine") else {}
+        for key in specs:
             if "/unix:" in key:
                 remove_unix(key.partition("/unix:")[2])
         self.workers.end()
+        await asyncio.to_thread(forget_flows, datagram_ports(specs))
         self.server.close()
         self.outlets.close_beside(None)
 
@@ -243,9 +246,11 @@ class Service:
                     f"{spec.origin}: {spec.title} needs CAP_NET_ADMIN, which the data plane has "
                     "only if it was started, as root, with a mapping that needs it"
                 )
+        before = datagram_ports(self.engine.specs)
         change = await self.engine.apply(specs, drain_ms, self.kernel.put)
+        wanted = self.engine.specs
+        await asyncio.to_thread(forget_flows, before ^ datagram_ports(wanted))
         await self.kernel.try_out()
-        wanted = {key: active.spec for key, active in self.engine.active.items() if active.spec}
         if self.health is None and any(spec.check_ms for spec in wanted.values()):
             from portproxy.health import Health
 
@@ -329,7 +334,7 @@ class Service:
         while True:
             await asyncio.sleep(FOLLOW_INTERVAL_S)
             since_names_s += FOLLOW_INTERVAL_S
-            specs = [active.spec for active in self.engine.active.values() if active.spec]
+            specs = self.engine.specs.values()
             moving = [spec for spec in specs if spec.container_pid]
             if since_names_s >= NAMES_INTERVAL_S:
                 since_names_s = 0.0

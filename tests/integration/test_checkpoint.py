@@ -155,7 +155,8 @@ def test_restore_when_started(host: Host, tmp_path: Path) -> None:
     assert container.state().status == task_pb2.CREATED
     assert container.state().pid == 0
     pid = container.start()
-    assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/bin/sleep")
+    command = Path(f"/proc/{pid}/cmdline")  # which the player has forked a moment ago
+    eventually(lambda: command.read_bytes().startswith(b"/bin/sleep"), "it sleeps again")
     words = (tmp_path / "restore.arguments").read_text()
     assert "--detach --no-subreaper" in words
     assert f"--image-path {tmp_path}/images" in words
