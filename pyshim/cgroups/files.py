@@ -10,6 +10,8 @@ import os
 
 UNLIMITED = 2**64 - 1
 READ_BYTES = 16384
+# The kernel gives at least half a page at a time while there is more (seq_read in fs/seq_file.c).
+LAST_BYTES = 2048
 
 
 def text(folder: str, name: str) -> str:
@@ -23,6 +25,8 @@ def text(folder: str, name: str) -> str:
         parts = []
         while part := os.read(fd, READ_BYTES):
             parts.append(part)
+            if len(part) < LAST_BYTES:
+                break
         return b"".join(parts).decode(errors="replace").strip()
     except OSError:
         return ""

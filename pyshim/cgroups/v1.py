@@ -17,6 +17,10 @@ RENAMED = {
     "hierarchical_memsw_limit": "hierarchical_swap_limit",
 }
 MEMORY_ENTRIES = {"usage": "", "swap": "memsw.", "kernel": "kmem.", "kernel_tcp": "kmem.tcp."}
+# "swap" is a number in the file and, with more to it, an entry.
+MEMORY_NUMBERS = {
+    field.name for field in api.MemoryStat.DESCRIPTOR.fields if field.name not in MEMORY_ENTRIES
+}
 BLKIO_TABLES = {
     "io_service_bytes_recursive": ("io_service_bytes_recursive", "throttle.io_service_bytes"),
     "io_serviced_recursive": ("io_serviced_recursive", "throttle.io_serviced"),
@@ -77,15 +81,11 @@ def _cpu(found: api.Metrics, groups: dict[str, str]) -> None:
 
 
 def _memory(found: api.Metrics, folder: str) -> None:
-    # "swap" is a number in the file and, with more to it, a message of its own below.
-    known = {
-        field.name for field in found.memory.DESCRIPTOR.fields if field.name not in MEMORY_ENTRIES
-    }
     for key, value in files.numbers(folder, "memory.stat").items():
         total = "total_" if key.startswith("total_") else ""
         bare = key[len(total) :]
         name = total + RENAMED.get(bare, bare)
-        if name in known:
+        if name in MEMORY_NUMBERS:
             setattr(found.memory, name, value)
     for name, part in MEMORY_ENTRIES.items():
         if not os.path.exists(os.path.join(folder, f"memory.{part}usage_in_bytes")):

@@ -33,8 +33,8 @@ from pyshim.service.store import Store
 from pyshim.service.task import Task
 
 PARK_DELAY_S = settings.seconds("PYSHIM_PARK_DELAY_S", 1)
-# Who asks for statistics alone has nothing more to say until its next round.
-GLANCE_S = min(0.003, PARK_DELAY_S)
+# Between two looks whether to park, when nobody has said that there is something to see.
+LOOK_S = 0.003
 # containerd says Create as soon as it has an answer to `start`.
 UNUSED_S = settings.seconds("PYSHIM_UNUSED_S", 60)
 DUMP_TIMEOUT_S = 10
@@ -279,19 +279,23 @@ class Activation:
                 self.task.unlink_socket()
                 self.store.link.send([Message(Type.QUIT)])
                 return
-            if self._busy():
+            if is_busy := self._busy():
                 self._touch()
             left = self._last + self._delay_s() - self._now()
             if self.store.state.shared and self._emptied():
                 # Never parks: over API 3 nobody may ever come again to say Shutdown (#13958).
                 left = self._last + SHARED_IDLE_S - self._now()
-            elif left <= 0 and await self._park():
+            elif left <= 0 and not is_busy and await self._park():
                 return
-            await self._nap(max(left, GLANCE_S))
+            await self._nap(LOOK_S if is_busy else max(left, LOOK_S))
 
     def _delay_s(self) -> float:
-        """How long to stay after what happened last."""
-        return GLANCE_S if self.server.methods == {"Stats"} else PARK_DELAY_S
+        """How long to stay after what happened last.
+
+        Who asks for statistics alone has nothing more to say until its next round, and asks the
+        next container meanwhile, which can have this process.
+        """
+        return 0 if self.server.methods == {"Stats"} else PARK_DELAY_S
 
     def _over(self) -> bool:
         """Whether the monitor has no more purpose.

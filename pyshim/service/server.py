@@ -109,10 +109,14 @@ class Server:
             messages.append(self.store.send(tag, bytes(refusals), owned))
         self._remember(tag, reader)
         self.store.commit(*messages, owned=owned)
-        consumed.add_done_callback(lambda _: self._watch(tag))
+        consumed.add_done_callback(lambda _: self._consumed(tag))
         for call in calls:
             self.methods.add(call.method)
             self._run(call)
+
+    def _consumed(self, tag: int) -> None:
+        self._watch(tag)
+        self.store.notify()  # it may be time to park
 
     def _request(self, tag: int, frame: framing.Frame | framing.Oversized) -> state_pb2.Call | None:
         """The call that a frame asks for; None for a frame to skip; raises StatusError."""

@@ -12,7 +12,6 @@ import contextlib
 import os
 import select
 import socket
-from pathlib import Path
 
 from pyshim import settings
 from pyshim.monitor.fds import receive
@@ -125,8 +124,8 @@ class Spares:
             self._drop(end)
 
     def trim(self) -> None:
-        """Ends one of those that are too many."""
-        if len(self._waiting) > self._count:
+        """Ends those that are too many."""
+        while len(self._waiting) > self._count:
             self._drop(self._waiting.pop(0))
 
     def close(self) -> None:
@@ -171,4 +170,8 @@ def come_back(end: socket.socket, used: str) -> None:
 def rename(name: str) -> None:
     """What `ps` and `top` show of this process (proc(5), comm)."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(name)
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, name.encode())
+        finally:
+            os.close(fd)
