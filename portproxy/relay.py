@@ -4765,8 +4765,10 @@ def begin_broker():
     if pid == 0:
         # Whoever waits for the end of our output must not wait for this process.
         dup2(ends[1], STATUS_FD)
+        fcntl(STATUS_FD, F_SETFD, FD_CLOEXEC)
         if home >= 0:
             dup2(home, LISTENER_FD)
+            fcntl(LISTENER_FD, F_SETFD, FD_CLOEXEC)
         syscall(
             SYS_close_range, LISTENER_FD + (1 if home >= 0 else 0), cython.cast(cython.uint, -1), 0
         )

@@ -129,6 +129,18 @@ def replaced(tool: Tool, worker: int) -> None:
     tool.children()  # the test ends it, too
 
 
+def inherited(pid: int) -> list[str]:
+    """The descriptors that a program which it executed would have, but the standard ones."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            fields = Path(f"/proc/{pid}/fdinfo/{path.name}").read_text().split()
+            flags = int(fields[fields.index("flags:") + 1], 8)
+            if int(path.name) > 2 and not flags & os.O_CLOEXEC:
+                found.append(f"{pid}: {path.name} -> {path.readlink()}")
+    return found
+
+
 def ended(client: socket.socket) -> bool:
     """Whether the other side has ended the connection, in whatever manner."""
     try:
@@ -407,6 +419,19 @@ def test_who_has_no_descriptors_left_leaves_clients_to_the_others(run: Run) -> N
             assert sum(len(some) for some in clients.by_worker().values()) == len(clients.sockets)
             assert served(tool)["web"]["pauses"] > 0
             assert served(tool)["web"]["shed"] == 0
+
+
+def test_every_descriptor_is_closed_on_exec(run: Run) -> None:
+    with echo("a") as a:
+        port, datagrams = free_ports(2)
+        text = mapping(port, a.port, 'name = "web"') + mapping(datagrams, f"{a.port}/udp")
+        tool = run(text, 2)
+        with Clients(tool, port) as clients:
+            clients.fill({1, 2})
+            assert all(echoes(client) for client in clients.sockets.values())
+            processes = [tool.process.pid, *tool.children()]
+            assert len(processes) >= 3
+            assert [left for pid in processes for left in inherited(pid)] == []
 
 
 def test_the_service_ends_with_its_last_worker(run: Run) -> None:
