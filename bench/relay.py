@@ -2,6 +2,7 @@
 
 ``python -m bench.relay [--rounds N] [--seconds S]``, as root.  Prints one table and writes
 ``bench/relay.json``.  Every figure is a median; every ratio is the median of the rounds' ratios.
+What haproxy and socat do in the same rounds is shown for information.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import namespaces
+from bench import bystanders, namespaces
+from bench.bystanders import Bystander
 from bench.datagrams import exchange, flood
 from bench.host import on_interrupt
 from bench.namespaces import BACK_ADDRESS, BOUND_S, ECHO_PORT, HTTP_PORT, IPERF_PORT, SINK_PORT
@@ -37,12 +39,15 @@ IDLE_CONNECTIONS = 1000
 UDP_CLIENTS = 1000
 STARTS = 21
 WINDOW = 32
+BYSTANDERS_S = 1  # of load: nothing depends on how they do
 KIB = 1024
 UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 # One round of one proxy: names of figures and their values.
 Figures = dict[str, float]
-Round = Callable[["Proxy"], Figures]
+Speed = Callable[["Proxy | Bystander"], Figures]
+Cost = Callable[["Proxy"], Figures]
+Samples = dict[str, dict[str, list[float]]]
 
 # Row → figure and what the ratio should be.
 ROWS = {
@@ -124,12 +129,12 @@ def main() -> int:
     on_interrupt(signal.default_int_handler)
     try:
         with namespaces.backends() as sink:
-            found = measure(programs, rounds_of(arguments.seconds, sink), arguments.rounds)
+            found = measure(programs, arguments.rounds, arguments.seconds, sink)
     except KeyboardInterrupt:
         print("bench.relay: interrupted; everything has been removed", file=sys.stderr)
         return 130
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
-    Console(width=120).print(table_of(found))
+    Console(width=150).print(table_of(found))
     return 0
 
 
@@ -145,36 +150,47 @@ def find_programs() -> dict[str, str]:
 
 
 def measure(
-    programs: dict[str, str], kinds: list[tuple[str, int, Round]], rounds: int
+    programs: dict[str, str], rounds: int, seconds: int, sink: subprocess.Popen[str]
 ) -> dict[str, Any]:
     """All figures of all rounds: ours and theirs in turn, so that both see the same host."""
-    samples: dict[str, dict[str, list[float]]] = {name: {} for name in programs}
+    samples: Samples = {name: {} for name in (*programs, *bystanders.NAMES)}
     ports = iter(range(FIRST_PORT, 65536))
     # A second copy of each, so that the pages of the programs are shared and not counted.
     others = [Proxy(program, next(ports), "tcp", HTTP_PORT) for program in programs.values()]
-    for proto, behind, one_round in kinds:
+    informal = speeds_of(BYSTANDERS_S, sink)
+    for at, (proto, behind, one_round) in enumerate([*speeds_of(seconds, sink), *COSTS]):
         for number in range(rounds):
             # Who is first changes, so that neither always meets a warm or a tired host.
             for name in sorted(programs, reverse=number % 2 == 0):
                 proxy = Proxy(programs[name], next(ports), proto, behind)
                 try:
-                    figures = one_round(proxy)
+                    note(samples[name], one_round(proxy))
                 finally:
                     proxy.end()
-                for figure, value in figures.items():
-                    samples[name].setdefault(figure, []).append(value)
+            for name in bystanders.NAMES if at < len(informal) else ():
+                with bystanders.started(name, proto, next(ports), BACK_ADDRESS, behind) as other:
+                    if other is not None:
+                        note(samples[name], {"ready": other.ready_ms})
+                        note(samples[name], {"private": other.private_kib()})
+                        note(samples[name], informal[at][2](other))
     for _ in range(max(STARTS, rounds)):
         for name, program in programs.items():
             proxy = Proxy(program, next(ports), "tcp", HTTP_PORT)
             proxy.end()
-            samples[name].setdefault("ready", []).append(proxy.ready_ms)
-    for other in others:
-        other.end()
+            note(samples[name], {"ready": proxy.ready_ms})
+    for each in others:
+        each.end()
     return {figure: compared(samples, figure) for figure in samples[OURS]}
 
 
-def compared(samples: dict[str, dict[str, list[float]]], figure: str) -> dict[str, Any]:
-    """Medians, the median of the rounds' ratios, and all samples."""
+def note(samples: dict[str, list[float]], figures: Figures) -> None:
+    """Adds what a round has found."""
+    for figure, value in figures.items():
+        samples.setdefault(figure, []).append(value)
+
+
+def compared(samples: Samples, figure: str) -> dict[str, Any]:
+    """Medians, the median of the rounds' ratios, and all samples; medians of the bystanders."""
     ours, theirs = samples[OURS][figure], samples[THEIRS][figure]
     ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b]
     return {
@@ -183,11 +199,16 @@ def compared(samples: dict[str, dict[str, list[float]]], figure: str) -> dict[st
         "ratio": statistics.median(ratios),
         "range": [min(ratios), max(ratios)],
         "samples": {"ours": ours, "theirs": theirs},
+        "others": {
+            name: statistics.median(samples[name][figure])
+            for name in bystanders.NAMES
+            if figure in samples[name]
+        },
     }
 
 
-def rounds_of(seconds: int, sink: subprocess.Popen[str]) -> list[tuple[str, int, Round]]:
-    """What is measured: protocol, backend, and how."""
+def speeds_of(seconds: int, sink: subprocess.Popen[str]) -> list[tuple[str, int, Speed]]:
+    """What is measured of every proxy: protocol, backend, and how."""
     return [
         ("tcp", IPERF_PORT, lambda proxy: bulk(proxy, seconds, 1)),
         ("tcp", IPERF_PORT, lambda proxy: bulk(proxy, seconds, 8)),
@@ -195,12 +216,10 @@ def rounds_of(seconds: int, sink: subprocess.Popen[str]) -> list[tuple[str, int,
         ("tcp", HTTP_PORT, lambda proxy: requests(proxy, seconds, "close")),
         ("udp", SINK_PORT, lambda proxy: one_way(proxy, seconds, sink)),
         ("udp", ECHO_PORT, lambda proxy: window(proxy, seconds)),
-        ("tcp", HTTP_PORT, idle_connections),
-        ("udp", ECHO_PORT, udp_clients),
     ]
 
 
-def bulk(proxy: Proxy, seconds: int, connections: int) -> Figures:
+def bulk(proxy: Proxy | Bystander, seconds: int, connections: int) -> Figures:
     """iperf3 from the client to the backend."""
     before_s = proxy.cpu_s()
     said = run("iperf3", "-c", "127.0.0.1", "-p", str(proxy.port), "-t", str(seconds), "-J",
@@ -213,7 +232,7 @@ def bulk(proxy: Proxy, seconds: int, connections: int) -> Figures:
     }
 
 
-def requests(proxy: Proxy, seconds: int, name: str) -> Figures:
+def requests(proxy: Proxy | Bystander, seconds: int, name: str) -> Figures:
     """wrk with 64 connections, which are kept or not."""
     header = ("-H", "Connection: close") if name == "close" else ()
     before_s = proxy.cpu_s()
@@ -231,7 +250,7 @@ def requests(proxy: Proxy, seconds: int, name: str) -> Figures:
     }
 
 
-def one_way(proxy: Proxy, seconds: int, sink: subprocess.Popen[str]) -> Figures:
+def one_way(proxy: Proxy | Bystander, seconds: int, sink: subprocess.Popen[str]) -> Figures:
     """What arrives of as many datagrams as can be sent."""
     before_s = proxy.cpu_s()
     flood(proxy.port, seconds)
@@ -241,7 +260,7 @@ def one_way(proxy: Proxy, seconds: int, sink: subprocess.Popen[str]) -> Figures:
     return {"one_way": rate, "one_way_cpu": rate * seconds / max(used_s, 0.01)}
 
 
-def window(proxy: Proxy, seconds: int) -> Figures:
+def window(proxy: Proxy | Bystander, seconds: int) -> Figures:
     """Answers while 32 requests are on their way."""
     before_s = proxy.cpu_s()
     rate = exchange(proxy.port, WINDOW, seconds)
@@ -276,6 +295,12 @@ def udp_clients(proxy: Proxy) -> Figures:
     return {"clients": proxy.private_kib() - before_kib}
 
 
+COSTS: list[tuple[str, int, Cost]] = [
+    ("tcp", HTTP_PORT, idle_connections),
+    ("udp", ECHO_PORT, udp_clients),
+]
+
+
 def run(*command: str) -> str:
     """What a load generator prints."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -290,14 +315,16 @@ def run(*command: str) -> str:
 def table_of(found: dict[str, Any]) -> Table:
     """What people look at."""
     table = Table(title=f"{OURS} beside {THEIRS}", caption=version_of_theirs())
-    for column in ("", OURS, THEIRS, "ratio", "least–most", "to reach"):
+    columns = ("", OURS, THEIRS, "ratio", "least–most", "to reach", *bystanders.NAMES)
+    for column in columns:
         table.add_column(column, justify="right" if column else "left")
     for title, (figure, goal) in ROWS.items():
         row = found[figure]
         spread = "{:.2f}–{:.2f}".format(*row["range"])
+        others = [row["others"].get(name) for name in bystanders.NAMES]
         table.add_row(
             title, f"{row['ours']:,.2f}", f"{row['theirs']:,.2f}", f"{row['ratio']:.3f}", spread,
-            goal,
+            goal, *(f"{other:,.2f}" if other is not None else "" for other in others),
         )  # fmt: skip
     return table
 
