@@ -287,7 +287,7 @@ class Activation:
                 left = self._last + SHARED_IDLE_S - self._now()
             elif left <= 0 and not is_busy and await self._park():
                 return
-            await self._nap(LOOK_S if is_busy else max(left, LOOK_S))
+            await self._nap(max(left, LOOK_S))
 
     def _delay_s(self) -> float:
         """How long to stay after what happened last.
