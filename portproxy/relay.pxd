@@ -24,6 +24,7 @@ cdef enum:
     SHOWN_BYTES = 6000  # so long may a mapping's line be, to be shown in one of ours
     PREFIX_BYTES = 17  # "portproxy-relay: "
     BUFFER_BYTES = 65536
+    PROCESS_LINE_BYTES = 512  # more than the last line of a list has
     PIPE_BYTES = 262144
     SPLICE_BYTES = 1048576
     SPARE_PIPES = 16
@@ -666,6 +667,7 @@ cdef long number_in(char** text) noexcept nogil
 cdef Mapping* mapping_named(char** text) noexcept nogil
 cdef void begin_reply() noexcept nogil
 cdef bint reply_line() noexcept nogil
+cdef bint list_line() noexcept nogil
 cdef void reply_ok(long number, long other) noexcept nogil
 cdef void reply_error(long port, long number, const char* text) noexcept nogil
 cdef void say_hello() noexcept nogil

@@ -4117,6 +4117,11 @@ def reply_line():
     return True
 
 
+def list_line():
+    """Adds the line to a list.  False if there would be no room for its last line then."""
+    return reply_length + line_length + PROCESS_LINE_BYTES < BUFFER_BYTES and reply_line()
+
+
 def reply_ok(number, other):
     """Says that it is done."""
     global line_length
@@ -4556,7 +4561,7 @@ def list_mappings(cursor):
     while mapping != cython.NULL and not more:
         if cursor <= 0 or mapping.serial < cursor:
             say_mapping(mapping)
-            if reply_line():
+            if list_line():
                 last = mapping.serial
             else:
                 more = True
@@ -4635,8 +4640,7 @@ def list_links(cursor):
     while link != cython.NULL and not more:
         if cursor <= 0 or link.serial < cursor:
             say_connection(link)
-            # Room for the last line is kept.
-            if reply_length + line_length + 512 < BUFFER_BYTES and reply_line():
+            if list_line():
                 last = link.serial
             else:
                 more = True
