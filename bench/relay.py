@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def main() -> int:
         return 1
     on_interrupt(signal.default_int_handler)
     try:
-        with namespaces.backends() as sink:
+        with namespaces.backends() as sink, seconds_of(programs):
             found = measure(programs, arguments.rounds, arguments.seconds, sink)
     except KeyboardInterrupt:
         print("bench.relay: interrupted; everything has been removed", file=sys.stderr)
@@ -155,8 +155,6 @@ def measure(
     """All figures of all rounds: ours and theirs in turn, so that both see the same host."""
     samples: Samples = {name: {} for name in (*programs, *bystanders.NAMES)}
     ports = iter(range(FIRST_PORT, 65536))
-    # A second copy of each, so that the pages of the programs are shared and not counted.
-    others = [Proxy(program, next(ports), "tcp", HTTP_PORT) for program in programs.values()]
     informal = speeds_of(BYSTANDERS_S, sink)
     for at, (proto, behind, one_round) in enumerate([*speeds_of(seconds, sink), *COSTS]):
         for number in range(rounds):
@@ -178,9 +176,16 @@ def measure(
             proxy = Proxy(program, next(ports), "tcp", HTTP_PORT)
             proxy.end()
             note(samples[name], {"ready": proxy.ready_ms})
-    for each in others:
-        each.end()
     return {figure: compared(samples, figure) for figure in samples[OURS]}
+
+
+@contextlib.contextmanager
+def seconds_of(programs: dict[str, str]) -> Iterator[None]:
+    """A second copy of each, so that the pages of the programs are shared and not counted."""
+    with contextlib.ExitStack() as stack:
+        for port, program in enumerate(programs.values(), FIRST_PORT - len(programs)):
+            stack.callback(Proxy(program, port, "tcp", HTTP_PORT).end)
+        yield
 
 
 def note(samples: dict[str, list[float]], figures: Figures) -> None:
