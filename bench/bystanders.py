@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import usage
+
 BOUND_S = 30
 STEP_S = 0.0002
 HAPROXY = """
@@ -60,8 +62,7 @@ class Bystander:
 
     def private_kib(self) -> float:
         """Memory that it shares with nobody."""
-        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
-        return float(sum(int(x.split()[1]) for x in rollup if x.startswith("Private_")))
+        return usage.private_kib(self.pid)
 
 
 def session_cpu_s(session: int) -> Iterator[float]:
@@ -70,7 +71,7 @@ def session_cpu_s(session: int) -> Iterator[float]:
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
             if int(fields[3]) == session:
-                yield sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+                yield sum(map(int, fields[11:15])) / usage.TICKS
 
 
 def is_open(port: int, proto: str) -> bool:

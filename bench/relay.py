@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import bystanders, namespaces
+from bench import bystanders, namespaces, usage
 from bench.bystanders import Bystander
 from bench.datagrams import exchange, flood
 from bench.host import on_interrupt
@@ -100,13 +100,11 @@ class Proxy:
 
     def cpu_s(self) -> float:
         """The processor time that it has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return usage.cpu_s(self.pid)
 
     def private_kib(self) -> float:
         """Memory that it shares with nobody."""
-        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
-        return float(sum(int(x.split()[1]) for x in rollup if x.startswith("Private_")))
+        return usage.private_kib(self.pid)
 
     def fds(self) -> int:
         """How many descriptors it holds."""

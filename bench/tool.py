@@ -27,6 +27,7 @@ from rich.table import Table
 from bench import namespaces
 from bench.host import on_interrupt
 from bench.namespaces import BOUND_S, HTTP_PORT, NGINX, await_port, run_until_the_end
+from bench.usage import private_kib
 from tests.integration.networks import CONTAINER, HOST_TO_CLIENT, Network
 
 OURS, THEIRS = "portproxy", "docker-proxy"
@@ -111,12 +112,6 @@ def descendants(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     children = [int(word) for word in text.split()]
     return [*children, *(each for child in children for each in descendants(child))]
-
-
-def private_kib(pid: int) -> float:
-    """Memory that a process shares with nobody."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return float(sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")))
 
 
 def serve(stack: contextlib.ExitStack, network: Network) -> None:

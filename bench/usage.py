@@ -26,6 +26,12 @@ def parse_pss(text: str) -> int:
     return 0
 
 
+def private_kib(pid: int) -> float:
+    """KiB that ``pid`` shares with nobody.  Raises OSError when it has gone."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return float(sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")))
+
+
 def switches(pid: int) -> int:
     """How often all threads of ``pid`` have gone to sleep, so far."""
     found = 0
