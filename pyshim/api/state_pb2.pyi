@@ -61,7 +61,7 @@ class Process(_message.Message):
     def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ..., spec: _Optional[bytes] = ..., exit_status: _Optional[int] = ..., exited_seconds: _Optional[int] = ..., exited_nanos: _Optional[int] = ..., relays: _Optional[_Iterable[int]] = ..., stdin_relay: _Optional[int] = ..., keeper_tag: _Optional[int] = ..., console_tag: _Optional[int] = ..., master_tag: _Optional[int] = ..., console_path: _Optional[str] = ..., starting: bool = ..., failed: bool = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., logger_token: _Optional[int] = ...) -> None: ...
 
 class Container(_message.Message):
-    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid", "oom_tag", "oom_kills", "checkpoint", "criu_path", "criu_work_path")
+    __slots__ = ("id", "bundle", "runtime", "root", "systemd_cgroup", "no_pivot_root", "no_new_keyring", "private_pids", "init", "execs", "mounted", "created", "cgroups", "io_uid", "io_gid", "oom_tag", "oom_kills", "checkpoint", "criu_path", "criu_work_path", "plain_start")
     class ExecsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class Container(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     CRIU_PATH_FIELD_NUMBER: _ClassVar[int]
     CRIU_WORK_PATH_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_START_FIELD_NUMBER: _ClassVar[int]
     id: str
     bundle: str
     runtime: str
@@ -116,7 +117,8 @@ class Container(_message.Message):
     checkpoint: str
     criu_path: str
     criu_work_path: str
-    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ..., cgroups: _Optional[_Mapping[str, str]] = ..., io_uid: _Optional[int] = ..., io_gid: _Optional[int] = ..., oom_tag: _Optional[int] = ..., oom_kills: _Optional[int] = ..., checkpoint: _Optional[str] = ..., criu_path: _Optional[str] = ..., criu_work_path: _Optional[str] = ...) -> None: ...
+    plain_start: bool
+    def __init__(self, id: _Optional[str] = ..., bundle: _Optional[str] = ..., runtime: _Optional[str] = ..., root: _Optional[str] = ..., systemd_cgroup: bool = ..., no_pivot_root: bool = ..., no_new_keyring: bool = ..., private_pids: bool = ..., init: _Optional[_Union[Process, _Mapping]] = ..., execs: _Optional[_Mapping[str, Process]] = ..., mounted: bool = ..., created: bool = ..., cgroups: _Optional[_Mapping[str, str]] = ..., io_uid: _Optional[int] = ..., io_gid: _Optional[int] = ..., oom_tag: _Optional[int] = ..., oom_kills: _Optional[int] = ..., checkpoint: _Optional[str] = ..., criu_path: _Optional[str] = ..., criu_work_path: _Optional[str] = ..., plain_start: bool = ...) -> None: ...
 
 class Deleted(_message.Message):
     __slots__ = ("id", "exec_id", "pid", "exit_status", "exited_seconds", "exited_nanos")
@@ -145,7 +147,7 @@ class Connection(_message.Message):
     def __init__(self, tag: _Optional[int] = ..., pending: _Optional[bytes] = ..., discarding: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace", "holding", "log_size", "signalled", "failure", "failure_code", "timed_out", "handed")
+    __slots__ = ("tag", "stream", "service", "method", "payload", "deadline_ns", "token", "namespace", "holding", "log_size", "signalled", "failure", "failure_code", "timed_out", "handed", "relay")
     TAG_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +163,7 @@ class Call(_message.Message):
     FAILURE_CODE_FIELD_NUMBER: _ClassVar[int]
     TIMED_OUT_FIELD_NUMBER: _ClassVar[int]
     HANDED_FIELD_NUMBER: _ClassVar[int]
+    RELAY_FIELD_NUMBER: _ClassVar[int]
     tag: int
     stream: int
     service: str
@@ -176,7 +179,8 @@ class Call(_message.Message):
     failure_code: int
     timed_out: bool
     handed: bool
-    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ..., holding: _Optional[_Iterable[int]] = ..., log_size: _Optional[int] = ..., signalled: bool = ..., failure: _Optional[str] = ..., failure_code: _Optional[int] = ..., timed_out: bool = ..., handed: bool = ...) -> None: ...
+    relay: int
+    def __init__(self, tag: _Optional[int] = ..., stream: _Optional[int] = ..., service: _Optional[str] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., deadline_ns: _Optional[int] = ..., token: _Optional[int] = ..., namespace: _Optional[str] = ..., holding: _Optional[_Iterable[int]] = ..., log_size: _Optional[int] = ..., signalled: bool = ..., failure: _Optional[str] = ..., failure_code: _Optional[int] = ..., timed_out: bool = ..., handed: bool = ..., relay: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("number", "envelope", "container", "is_exit")

@@ -6,7 +6,6 @@ from it what was used.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 
@@ -21,12 +20,14 @@ class _Life:
 
     copy = -1
     identity = b""
+    runc = b""
     used = ""
 
 
-def begin(copy: int, identity: bytes) -> None:
-    """A life begins; ``copy`` (-1: none) is ours, and of the program with ``identity``."""
-    _Life.copy, _Life.identity, _Life.used = copy, identity, ""
+def begin(copy: int, about: bytes) -> None:
+    """A life begins; ``copy`` (-1: none) is ours, and ``about`` is what the zygote says of it."""
+    _Life.copy, _Life.used = copy, ""
+    _Life.identity, _Life.runc = about[: copies.IDENTITY.size], about[copies.IDENTITY.size :]
 
 
 def end() -> str:
@@ -43,14 +44,25 @@ def copy_of(name: str, search: str) -> int:
 
     It stays ours.  A file that has been replaced since is another program.
     """
+    identity = _identity(name, search)
+    return _Life.copy if _Life.copy >= 0 and identity == _Life.identity else -1
+
+
+def is_runc(name: str, search: str) -> bool:
+    """Whether the program that ``name`` means is runc itself; false as well where nobody knows."""
+    identity = _identity(name, search)
+    return identity != b"" and identity == _Life.runc
+
+
+def _identity(name: str, search: str) -> bytes:
+    """What tells the program from others; it is used.  b"" of one that is none of ours."""
     if os.path.basename(name) not in NAMES:
-        return -1
+        return b""
     path = shutil.which(name, path=search)
     if path is None or not path.startswith("/"):
-        return -1
+        return b""
     _Life.used = path
-    if _Life.copy >= 0:
-        with contextlib.suppress(OSError):
-            if copies.identity(path) == _Life.identity:
-                return _Life.copy
-    return -1
+    try:
+        return copies.identity(path)
+    except OSError:
+        return b""

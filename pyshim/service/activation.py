@@ -256,7 +256,8 @@ class Activation:
             self._end_soon()
 
     def _known_relays(self) -> set[int]:
-        return {relay for p in self._processes() for relay in [*p.relays, p.stdin_relay]}
+        known = {relay for p in self._processes() for relay in [*p.relays, p.stdin_relay]}
+        return known | {call.relay for call in self.store.state.calls}
 
     def _processes(self) -> list[state_pb2.Process]:
         found = []
@@ -277,7 +278,7 @@ class Activation:
         while True:
             if self._over():
                 self.task.unlink_socket()
-                self.store.link.send([Message(Type.QUIT)])
+                self.store.link.quit()
                 return
             if is_busy := self._busy():
                 self._touch()

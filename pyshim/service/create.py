@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
@@ -204,6 +204,7 @@ def _read_config(container: state_pb2.Container) -> None:
         container.private_pids = any(s.get("type") == "pid" and not s.get("path") for s in spaces)
         container.io_uid = container.io_uid or _root_of(linux.get("uidMappings") or [])
         container.io_gid = container.io_gid or _root_of(linux.get("gidMappings") or [])
+        container.plain_start = not _has_poststart(config)
     except OSError as error:
         raise StatusError(Code.INVALID_ARGUMENT, f"{path}: {error.strerror}") from error
     except (ValueError, AttributeError, TypeError) as error:
@@ -211,6 +212,12 @@ def _read_config(container: state_pb2.Container) -> None:
     if str(linux.get("cgroupsPath", "")).count(":") == 2:
         # Only the systemd driver's paths have the form slice:prefix:name; docker sends no options.
         container.systemd_cgroup = True
+
+
+def _has_poststart(config: dict[str, Any]) -> bool:
+    """Whether there are hooks that the runtime's `start` runs; names as Go reads them."""
+    hooks = [value for key, value in config.items() if key.lower() == "hooks" and value]
+    return any(key.lower() == "poststart" for group in hooks for key in group)
 
 
 def _root_of(mappings: list[dict[str, int]]) -> int:

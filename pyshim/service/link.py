@@ -41,6 +41,7 @@ class Link:
         self._received = received
         self._lost = lost
         self.cut_off = cut_off
+        self._has_quit = False
         self._sequence = 0
         self._replies: dict[int, asyncio.Future[tuple[int, int]]] = {}
 
@@ -61,7 +62,7 @@ class Link:
         ``cut_off`` is called; raises OSError should that return.
         """
         try:
-            data, fds = channel.encode(messages)
+            data, fds = channel.encode([] if self._has_quit else messages)
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             # Nothing to say is no datagram: an empty one is not understood.
             while data and not self._sent(data, rights):
@@ -72,6 +73,16 @@ class Link:
         finally:
             for fd in owned:
                 os.close(fd)
+
+    def quit(self, *messages: Message) -> None:
+        """Sends ``messages`` and has the monitor end: this life is over, and says no more.
+
+        Who hung up on what the monitor closes now would be told of it in vain, and fail by that.
+        Raises as ``send``.
+        """
+        self.send([*messages, Message(Type.QUIT)])
+        self._has_quit = True
+        self._lost()
 
     def _sent(self, data: bytes, rights: list[tuple[int, int, array.array[int]]]) -> bool:
         """Whether there was room; the loop has made the socket non-blocking."""
@@ -93,6 +104,10 @@ class Link:
         future = asyncio.get_running_loop().create_future()
         self._replies[self._sequence] = future
         return self._sequence, future
+
+    def forget(self, sequence: int) -> None:
+        """Waits no longer for a reply that may never come."""
+        self._replies.pop(sequence, None)
 
     @property
     def waiting(self) -> bool:

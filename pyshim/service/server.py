@@ -214,7 +214,7 @@ class Server:
         """
         frame = codec.encode_response(call.stream, b"")
         self._remove(call)
-        self.store.link.send([self.store.send(call.tag, frame, []), Message(Type.QUIT)])
+        self.store.link.quit(self.store.send(call.tag, frame, []))
 
     def fail(self, call: state_pb2.Call, error: StatusError, *messages: Message) -> None:
         """Answers ``call`` with an error, likewise."""

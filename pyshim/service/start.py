@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyshim.api import events_pb2, state_pb2, task_pb2
 from pyshim.cgroups import locate
 from pyshim.runtime import command
-from pyshim.service import commands, exits, oom, requests, states
+from pyshim.service import commands, execfifo, exits, oom, requests, states
 from pyshim.service.bundle import write_file
 from pyshim.service.states import Status
 from pyshim.stdio import streams, terminal
@@ -36,30 +36,42 @@ async def start(task: Task, call: state_pb2.Call) -> None:
 
 async def _start_init(task: Task, call: state_pb2.Call, container: state_pb2.Container) -> None:
     process = container.init
-    if not call.token:
+    if not call.token and not call.relay:
         states.check(process, "start")
         if process.starting:
             raise StatusError(Code.FAILED_PRECONDITION, "the container is being started")
         process.starting = True
     try:
-        argv = command.start(container)
-        status, printed = await commands.run(task.store, call, argv, container.bundle)
+        outcome = await _let_go_on(task, call, container)
     except StatusError as error:
         process.starting = False
-        task.server.fail(call, error)
+        task.server.fail(call, error, *task.store.stop_relay(call.relay))
         exits.settle(task, container)  # it may have ended meanwhile
         return
     finally:
         process.starting = False
-    if status:
-        text = command.failure(container, "start", status, call.log_size, printed)
-        task.server.fail(call, StatusError(Code.UNKNOWN, text))
+    over = task.store.stop_relay(call.relay)
+    if outcome.status:
+        text = command.failure(container, "start", outcome.status, call.log_size, outcome.printed)
+        task.server.fail(call, StatusError(Code.UNKNOWN, text), *over)
     else:
         states.advance(process, "start")
         event = events_pb2.TaskStart(container_id=container.id, pid=process.pid)
         task.publisher.queue("/tasks/start", event)
-        task.server.answer(call, task_pb2.StartResponse(pid=process.pid).SerializeToString())
+        reply = task_pb2.StartResponse(pid=process.pid).SerializeToString()
+        task.server.answer(call, reply, *over)
     exits.settle(task, container)
+
+
+async def _let_go_on(
+    task: Task, call: state_pb2.Call, container: state_pb2.Container
+) -> commands.Outcome:
+    """Has the init execute the user's program, by the runtime where it is not enough to read."""
+    store = task.store
+    is_read = call.relay != 0 or (not call.token and execfifo.is_enough(store, container))
+    if not call.token and is_read and await execfifo.release(store, call, container):
+        return commands.Outcome(0, "")
+    return await commands.run(store, call, command.start(container), container.bundle)
 
 
 async def _launch(

@@ -48,6 +48,7 @@ class Store:
         self.records: dict[int, Record] = {}
         self.commands: dict[int, int] = {}
         self.ended_relays: set[int] = set()
+        self.moved: dict[int, int] = {}  # bytes of those
         self.unread_relays: set[int] = set()
         self.changed = asyncio.Condition()
         self._notices: set[asyncio.Task[None]] = set()
@@ -83,6 +84,7 @@ class Store:
             relay, flags = message.fields[:2]
             if flags & channel.RELAY_ENDED:
                 self.ended_relays.add(relay)
+                self.moved[relay] = message.fields[4]
             elif flags & channel.RELAY_NOBODY_READS:
                 self.unread_relays.add(relay)
         self.notify()

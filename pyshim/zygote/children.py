@@ -57,7 +57,7 @@ def live(end: socket.socket, path: str, connection: socket.socket | None, copy: 
     """All lives; the exit code of the last."""
     if connection is None:
         copy.close()
-    fd, identity = copy.fd, copy.identity
+    fd, about = copy.fd, copy.about
     before = place(but=(connection is not None) + (fd >= 0))
     environment = dict(os.environ)
     loop = None
@@ -65,9 +65,9 @@ def live(end: socket.socket, path: str, connection: socket.socket | None, copy: 
         spares.rename(spares.NAME)
         rehearse()
         loop = prepare()
-        connection, fd, identity = spares.await_connection(end)
+        connection, fd, about = spares.await_connection(end)
     for _ in range(MAX_LIVES):
-        program.begin(fd, identity)
+        program.begin(fd, about)
         with connection:
             code = answer(connection, path, loop)
         used = program.end()
@@ -80,7 +80,7 @@ def live(end: socket.socket, path: str, connection: socket.socket | None, copy: 
             return code
         loop = prepare()
         spares.come_back(end, used)
-        connection, fd, identity = spares.await_connection(end)
+        connection, fd, about = spares.await_connection(end)
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import math
+import mmap
 import os
 import stat
 import struct
@@ -22,6 +23,8 @@ MOST_BYTES = 64 << 20
 MFD_EXEC = 0x10  # Linux 6.3
 ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 IDENTITY = struct.Struct("<QQQqq")
+# What Go writes into a program: the path of its main package (runtime/debug, BuildInfo).
+RUNC_MARK = b"path\tgithub.com/opencontainers/runc\n"
 
 
 def identity(path: str) -> bytes:
@@ -78,12 +81,25 @@ def _memory(name: str) -> int:
         return os.memfd_create(name, flags)
 
 
+def is_runc(fd: int) -> bool:
+    """Whether the program in ``fd`` is runc, under whatever name, and not one that wraps it.
+
+    Raises OSError.
+    """
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as content:
+        return content.find(RUNC_MARK) >= 0
+
+
 class Copy:
-    """The copy, when there is one: ``fd`` (else -1) and the ``identity`` of what it is of."""
+    """The copy, when there is one: ``fd`` (else -1) and the ``identity`` of what it is of.
+
+    ``runc`` is the identity of the program that was last found to be runc itself; b"": none was.
+    """
 
     def __init__(self) -> None:
         self.fd = -1
         self.identity = b""
+        self.runc = b""
         self._path = ""
         self._used_at = self._make_at = self._drop_at = math.inf
 
@@ -96,6 +112,11 @@ class Copy:
             self._drop_at = now + KEPT_S
         if is_often and not self._is_of(path):
             self._make_at = now + MAKE_S
+
+    @property
+    def about(self) -> bytes:
+        """What a spare is told: both identities."""
+        return self.identity.ljust(IDENTITY.size, b"\0") + self.runc
 
     @property
     def due_ms(self) -> int | None:
@@ -115,6 +136,8 @@ class Copy:
                 with contextlib.suppress(OSError, ValueError):
                     self.fd, self.identity = make(self._path)
                     self._drop_at = now + KEPT_S
+                    if is_runc(self.fd):
+                        self.runc = self.identity
 
     def close(self) -> None:
         """Lets go of it."""

@@ -93,7 +93,7 @@ class Spares:
             end = self._waiting.pop()  # it came back last, and has most in the processor's caches
             try:
                 fds = [connection.fileno(), *([self._copy.fd] if self._copy.fd >= 0 else [])]
-                socket.send_fds(end, [self._copy.identity or b"\0"], fds, socket.MSG_DONTWAIT)
+                socket.send_fds(end, [self._copy.about], fds, socket.MSG_DONTWAIT)
             except OSError:
                 self._drop(end)
                 continue
@@ -144,7 +144,7 @@ class Spares:
 
 
 def await_connection(end: socket.socket) -> tuple[socket.socket, int, bytes]:
-    """In the spare: the connection that it is given; a copy of a program or -1; whose it is.
+    """In the spare: the connection that it is given; a copy of a program or -1; ``Copy.about``.
 
     Ends the process when the zygote has ended.
     """

@@ -482,7 +482,9 @@ def test_18_memory_runs_out_in_a_pod_that_shares_its_pids(host: Host) -> None:
     for container in eaters:
         container.finish()
         topics = host.events.whole(container.name)
-        assert topics == ["create", "start", "oom", "exit", "delete"]
+        # The kernel may look for a victim once more while the first one dies.
+        assert list(dict.fromkeys(topics)) == ["create", "start", "oom", "exit", "delete"]
+        assert len(topics) == 4 + topics.count("oom")
     first.end()
 
 

@@ -126,9 +126,10 @@ def test_a_life_uses_the_copy_of_what_it_starts(runtime: Path) -> None:
     search = f"/nowhere:{runtime.parent}"
     assert program.copy_of("runc", search) == -1
     assert program.end() == str(runtime)
-    program.begin(*copies.make(str(runtime)))
-    fd = program.copy_of("runc", search)
-    assert fd >= 0
+    fd, identity = copies.make(str(runtime))
+    program.begin(fd, identity)
+    assert not program.is_runc("runc", search)
+    assert program.copy_of("runc", search) == fd
     assert program.copy_of(str(runtime), "") == fd
     assert program.copy_of("runc", "/nowhere") == -1
     assert program.copy_of("true", "/bin") == -1
@@ -138,3 +139,26 @@ def test_a_life_uses_the_copy_of_what_it_starts(runtime: Path) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     assert program.end() == ""
+
+
+def test_runc_is_told_from_what_wraps_it(copy: Copy, clock: list[float], runtime: Path) -> None:
+    found = shutil.which("runc")
+    assert found
+    use(copy, clock, runtime, 0)
+    assert use(copy, clock, runtime, 1)
+    assert copy.runc == b""
+    shutil.copy(found, runtime)
+    assert use(copy, clock, runtime, 1)
+    clock[0] += copies.KEPT_S
+    copy.settle()
+    assert (copy.fd, copy.runc) == (-1, copies.identity(str(runtime)))  # it is remembered
+    program.begin(-1, copy.about)
+    search = f"/nowhere:{runtime.parent}"
+    assert program.is_runc("runc", search)
+    assert program.copy_of("runc", search) == -1
+    assert not program.is_runc("crun", search)
+    shutil.copy("/bin/true", runtime)
+    assert not program.is_runc("runc", search)
+    assert program.end() == str(runtime)
+    assert not program.is_runc("runc", search)
+    program.end()

@@ -511,6 +511,18 @@ def a_runtime_that_hangs(host: FaultyHost, folder: Path) -> None:
 
 
 @scenario
+def an_init_that_does_not_go_on(host: FaultyHost, folder: Path) -> None:
+    """It is not waited for longer than for a runtime; then it can still be ended."""
+    container = host.container(*SLEEP)
+    pid = container.create()
+    os.kill(pid, signal.SIGSTOP)
+    assert "not gone on within" in refused(Code.DEADLINE_EXCEEDED, container.start)
+    container.agrees(task_pb2.CREATED)
+    container.end()
+    assert topics(container) == ["create", "exit", "delete"]
+
+
+@scenario
 def an_absent_containerd(host: FaultyHost, folder: Path) -> None:
     """It is away, then it hangs, then it is back: each event once, in order."""
     container = host.started(*SLEEP)
