@@ -17,17 +17,16 @@ LAST_BYTES = 2048
 def text(folder: str, name: str) -> str:
     """The content of a file, "" when there is none."""
     try:
-        fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
     # A file object takes ten system calls for each of some forty files.
     try:
-        parts = []
-        while part := os.read(fd, READ_BYTES):
-            parts.append(part)
-            if len(part) < LAST_BYTES:
-                break
-        return b"".join(parts).decode(errors="replace").strip()
+        content = part = os.read(fd, READ_BYTES)
+        while len(part) >= LAST_BYTES:
+            part = os.read(fd, READ_BYTES)
+            content += part
+        return content.decode(errors="replace").strip()
     except OSError:
         return ""
     finally:
@@ -41,8 +40,12 @@ def number(folder: str, name: str) -> int:
 
 def numbers(folder: str, name: str) -> dict[str, int]:
     """A file of lines ``key value``."""
-    pairs = (line.split() for line in text(folder, name).splitlines())
-    return {pair[0]: to_int(pair[1]) for pair in pairs if len(pair) == 2}
+    found = {}
+    for line in text(folder, name).split("\n"):
+        key, _, value = line.partition(" ")
+        if value and " " not in value:
+            found[key] = to_int(value)
+    return found
 
 
 def fields(line: str) -> dict[str, str]:
@@ -52,6 +55,8 @@ def fields(line: str) -> dict[str, str]:
 
 def to_int(value: str) -> int:
     """A number as the kernel writes it; a negative one is 0, as nothing of ours is."""
+    if value.isdecimal():
+        return int(value)
     if value == "max":
         return UNLIMITED
     try:

@@ -18,8 +18,13 @@ RENAMED = {
 }
 MEMORY_ENTRIES = {"usage": "", "swap": "memsw.", "kernel": "kmem.", "kernel_tcp": "kmem.tcp."}
 # "swap" is a number in the file and, with more to it, an entry.
-MEMORY_NUMBERS = {
-    field.name for field in api.MemoryStat.DESCRIPTOR.fields if field.name not in MEMORY_ENTRIES
+_NUMBERS = {f.name for f in api.MemoryStat.DESCRIPTOR.fields} - MEMORY_ENTRIES.keys()
+# memory.stat's keys, and the fields for them
+MEMORY_FIELDS = {name: name for name in _NUMBERS} | {
+    f"{total}{key}": f"{total}{name}"
+    for key, name in RENAMED.items()
+    for total in ("", "total_")
+    if f"{total}{name}" in _NUMBERS
 }
 BLKIO_TABLES = {
     "io_service_bytes_recursive": ("io_service_bytes_recursive", "throttle.io_service_bytes"),
@@ -81,17 +86,16 @@ def _cpu(found: api.Metrics, groups: dict[str, str]) -> None:
 
 
 def _memory(found: api.Metrics, folder: str) -> None:
+    memory = found.memory
     for key, value in files.numbers(folder, "memory.stat").items():
-        total = "total_" if key.startswith("total_") else ""
-        bare = key[len(total) :]
-        name = total + RENAMED.get(bare, bare)
-        if name in MEMORY_NUMBERS:
-            setattr(found.memory, name, value)
+        if value and (field := MEMORY_FIELDS.get(key)):
+            setattr(memory, field, value)
     for name, part in MEMORY_ENTRIES.items():
-        if not os.path.exists(os.path.join(folder, f"memory.{part}usage_in_bytes")):
+        usage = files.text(folder, f"memory.{part}usage_in_bytes")
+        if not usage:
             continue
-        entry = getattr(found.memory, name)
-        entry.usage = files.number(folder, f"memory.{part}usage_in_bytes")
+        entry = getattr(memory, name)
+        entry.usage = files.to_int(usage)
         entry.limit = files.number(folder, f"memory.{part}limit_in_bytes")
         entry.max = files.number(folder, f"memory.{part}max_usage_in_bytes")
         entry.failcnt = files.number(folder, f"memory.{part}failcnt")
@@ -102,11 +106,13 @@ def _memory(found: api.Metrics, folder: str) -> None:
 
 def _blkio(found: api.BlkIOStat, folder: str) -> None:
     found.SetInParent()
-    devices = block_devices(files.text("/proc", "partitions"))
+    devices: dict[tuple[int, int], str] = {}
     for field, names in BLKIO_TABLES.items():
         for name in names:
             lines = files.text(folder, f"blkio.{name}").splitlines()
             entries = [line.split() for line in lines if ":" in line.split(" ", 1)[0]]
+            if entries and not devices:
+                devices = block_devices(files.text("/proc", "partitions"))
             for where, *operation, value in entries:
                 major, minor = map(int, where.split(":"))
                 getattr(found, field).add(

@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 
 from pyshim.api import events_pb2, forward_pb2
 from pyshim.events.spool import Spool
@@ -31,6 +32,9 @@ PARTIAL_POLL_S = 0.01
 RETRY_MAX_MS = 30_000
 OUTBOX_MAX_EVENTS = 4096
 EXIT_TOPIC = "/tasks/exit"
+# What a client learns from the answer to its call: its next call, which comes at once, goes first.
+UNHURRIED = {"/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started"}
+UNHURRIED_S = 0.003
 
 TaskEvent = (
     events_pb2.TaskCreate
@@ -52,7 +56,9 @@ class Publisher:
         self.store = store
         self._task: asyncio.Task[None] | None = None
         self._late = False
+        self._timer: asyncio.TimerHandle | None = None
         self._spool = Spool()
+        self.rested: Callable[[], None] = lambda: None  # is called when all has been told
 
     def queue(self, topic: str, event: TaskEvent) -> None:
         """Adds an event to the outbox; it is sent after the commit that the caller owes.
@@ -82,13 +88,20 @@ class Publisher:
             oldest = (i for i, e in enumerate(outbox) if not e.is_exit and e.number != sent)
             del outbox[next(oldest, 1)]
             self.store.state.dropped += 1
-        asyncio.get_running_loop().call_soon(self.wake)
+        loop = asyncio.get_running_loop()
+        if topic not in UNHURRIED:
+            loop.call_soon(self.wake)
+        elif self._timer is None:
+            self._timer = loop.call_later(UNHURRIED_S, self.wake)
 
     def wake(self) -> None:
         """Begins to send what is in the outbox, unless that is under way.
 
         While containerd is known to be away, puts it on disk first.
         """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.store.state.publish_failures:
             self._keep()
         if self._task is None and self.store.state.outbox:
@@ -106,7 +119,7 @@ class Publisher:
     @property
     def busy(self) -> bool:
         """Whether a delivery is under way that it makes sense to wait for."""
-        return self._task is not None and not self._late
+        return (self._task is not None and not self._late) or self._timer is not None
 
     def retry_ms(self) -> int:
         """When to try again; 0 when nothing waits."""
@@ -138,6 +151,7 @@ class Publisher:
         if state.publish_failures < failures:
             self._caught_up()
         self.store.notify()
+        self.rested()
 
     def _caught_up(self) -> None:
         """The next service must begin with the shortest pause again."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import NamedTuple
 
 VERSION = 1
 ZYGOTE_MAGIC = 0x5053595A
@@ -125,6 +125,9 @@ _BODIES: dict[Type, struct.Struct] = {
 }
 
 
+_TYPES = {int(type_): type_ for type_ in Type}
+
+
 class ChannelError(Exception):
     """A datagram that does not follow protocol.md."""
 
@@ -133,8 +136,7 @@ class ProgramError(ChannelError):
     """A program that cannot be described to the kernel."""
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One message: its body's integers in the order of protocol.md, and what follows it.
 
     ``fields`` leaves out nothing, reserved integers included; ``fds`` are the descriptors that
@@ -183,20 +185,20 @@ def decode(data: bytes, fds: Sequence[int]) -> list[Message]:
         if len(data) - at < HEADER.size:
             raise ChannelError(f"{len(data) - at} bytes at {at} are no header")
         size, kind, count, sequence = HEADER.unpack_from(data, at)
-        try:
-            body = _BODIES[Type(kind)]
-        except ValueError:
-            raise ChannelError(f"unknown message type {kind}") from None
+        type_ = _TYPES.get(kind)
+        if type_ is None:
+            raise ChannelError(f"unknown message type {kind}")
+        body = _BODIES[type_]
         start = at + HEADER.size
         end = at + size
         tail = end - start - body.size
-        if end > len(data) or tail < 0 or (tail and kind != Type.SEND):
-            raise ChannelError(f"{Type(kind).name} of {size} bytes at {at} of {len(data)}")
+        if end > len(data) or tail < 0 or (tail and type_ is not Type.SEND):
+            raise ChannelError(f"{type_.name} of {size} bytes at {at} of {len(data)}")
         if used + count > len(fds):
-            raise ChannelError(f"{Type(kind).name} wants {count} descriptors of {len(fds) - used}")
+            raise ChannelError(f"{type_.name} wants {count} descriptors of {len(fds) - used}")
         fields = body.unpack_from(data, start)
         own = tuple(fds[used : used + count])
-        messages.append(Message(Type(kind), fields, own, sequence, data[start + body.size : end]))
+        messages.append(Message(type_, fields, own, sequence, data[start + body.size : end]))
         used += count
         at = end + -end % 8
     if used != len(fds):

@@ -16,8 +16,6 @@ import sys
 import time
 from typing import Any
 
-import uvloop
-
 from pyshim import settings
 from pyshim.api import state_pb2
 from pyshim.events.publisher import Publisher
@@ -28,6 +26,7 @@ from pyshim.service import exits, migrations, oom
 from pyshim.service.link import Link
 from pyshim.service.log import Level, Log
 from pyshim.service.migrations import StateError
+from pyshim.service.news import News
 from pyshim.service.server import Server
 from pyshim.service.store import Store
 from pyshim.service.task import Task
@@ -60,6 +59,8 @@ class Activation:
         self.task = Task(self.store, self.publisher)
         self.server = Server(self.store, self.task.handle)
         self.task.server = self.server
+        self.server.rested = self.publisher.rested = self._rested
+        self._rest = News()
         self.quit_at = 0.0
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
@@ -225,7 +226,7 @@ class Activation:
         """Notes it first: the monitor tells it only once, and we may not live to do it."""
         self.quit_at = self._now() + QUIT_GRACE_S
         self.store.commit()
-        self.store.notify()
+        self._rest.tell()
 
     def _forget_strays(self) -> None:
         """Drops records of commands whose call is over (its client's service crashed late)."""
@@ -288,7 +289,15 @@ class Activation:
                 left = self._last + SHARED_IDLE_S - self._now()
             elif left <= 0 and not is_busy and await self._park():
                 return
-            await self._nap(max(left, LOOK_S))
+            await self._rest.wait(LOOK_S if self.quit_at else max(left, LOOK_S))
+
+    def _rested(self) -> None:
+        """Something is done: looks whether to park, where it makes sense before the delay is over.
+
+        Not each time: what goes on meanwhile would wait for it.
+        """
+        if self.quit_at or self._delay_s() == 0 or self._emptied():
+            self._rest.tell()
 
     def _delay_s(self) -> float:
         """How long to stay after what happened last.
@@ -333,13 +342,6 @@ class Activation:
             return max(0, int((UNUSED_S - (time.time() - since_s)) * 1000))
         return 0
 
-    async def _nap(self, seconds: float) -> None:
-        async with self.store.changed:
-            try:
-                await asyncio.wait_for(self.store.changed.wait(), seconds)
-            except asyncio.TimeoutError:
-                return
-
     def _busy(self) -> bool:
         return self.server.busy or self.publisher.busy or self.store.link.waiting
 
@@ -374,9 +376,7 @@ def join_mounts_of(pid: int) -> None:
 
 def prepare() -> asyncio.AbstractEventLoop:
     """A loop for ``main`` that has run: its first turn is its slowest."""
-    # libuv would set up a ring in every process, for files, which we do not give to it.
-    os.environ["UV_USE_IO_URING"] = "0"
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    loop = asyncio.SelectorEventLoop()
     loop.run_until_complete(asyncio.sleep(0))
     return loop
 

@@ -36,6 +36,7 @@ class Link:
         lost: Callable[[], None],
         cut_off: Callable[[OSError], None],
     ) -> None:
+        sock.setblocking(False)
         self.sock = sock
         self.events_seen = 0
         self._received = received

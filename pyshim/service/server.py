@@ -39,6 +39,7 @@ class Server:
         self.store = store
         self.running: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.methods: set[str] = set()  # that were called in this life
+        self.rested: Callable[[], None] = lambda: None  # is called when it may be time to park
         self._handler = handler
         self._readers: dict[int, framing.FrameReader] = {}
         self._sockets: dict[int, socket.socket] = {}
@@ -108,15 +109,16 @@ class Server:
         if refusals:
             messages.append(self.store.send(tag, bytes(refusals), owned))
         self._remember(tag, reader)
-        self.store.commit(*messages, owned=owned)
         consumed.add_done_callback(lambda _: self._consumed(tag))
         for call in calls:
             self.methods.add(call.method)
             self._run(call)
+        # With their answers, where these are at hand.
+        self.store.commit_later(*messages, owned=owned)
 
     def _consumed(self, tag: int) -> None:
         self._watch(tag)
-        self.store.notify()  # it may be time to park
+        self.rested()
 
     def _request(self, tag: int, frame: framing.Frame | framing.Oversized) -> state_pb2.Call | None:
         """The call that a frame asks for; None for a frame to skip; raises StatusError."""
@@ -163,7 +165,7 @@ class Server:
 
     def _done(self, key: tuple[int, int]) -> None:
         self.running.pop(key, None)
-        self.store.notify()  # it may be time to park
+        self.rested()
 
     def expire(self) -> None:
         """Ends the waits whose time is over.

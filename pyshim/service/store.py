@@ -19,6 +19,7 @@ from pyshim.monitor.channel import Message, RecordFlag, StopMode, Type
 from pyshim.monitor.fds import memfd
 from pyshim.service.link import Link
 from pyshim.service.log import Log
+from pyshim.service.news import News
 
 # Of each some dozens of bytes in the state, which every transaction writes.
 MAX_DELETED = 32
@@ -50,8 +51,9 @@ class Store:
         self.ended_relays: set[int] = set()
         self.moved: dict[int, int] = {}  # bytes of those
         self.unread_relays: set[int] = set()
-        self.changed = asyncio.Condition()
-        self._notices: set[asyncio.Task[None]] = set()
+        self._news = News()
+        self._later: list[Message] = []
+        self._owned_later: list[int] = []
         self._reserve = -1
 
     # -- numbers -------------------------------------------------------------------------------
@@ -91,22 +93,11 @@ class Store:
 
     def notify(self) -> None:
         """Lets everyone who waits in ``until`` look again."""
-        task = asyncio.get_running_loop().create_task(self._wake())
-        self._notices.add(task)
-        task.add_done_callback(self._notices.discard)
-
-    async def _wake(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
+        self._news.tell()
 
     async def until(self, true: Callable[[], bool], timeout_s: float) -> bool:
         """Waits until ``true()``; says whether it became so within ``timeout_s``."""
-        async with self.changed:
-            try:
-                await asyncio.wait_for(self.changed.wait_for(true), timeout_s)
-            except asyncio.TimeoutError:
-                return False
-        return True
+        return await self._news.until(true, timeout_s)
 
     # -- transactions --------------------------------------------------------------------------
 
@@ -117,9 +108,25 @@ class Store:
         Raises OSError should ``cut_off`` of the link return.
         """
         blob = self._memory(self.state.SerializeToString())
-        batch = [*messages, Message(Type.STATE, fds=(blob,))]
-        self.link.send(batch, [blob, *(owned or [])])
+        batch = [*self._later, *messages, Message(Type.STATE, fds=(blob,))]
+        owned = [blob, *self._owned_later, *(owned or [])]
+        self._later, self._owned_later = [], []
+        self.link.send(batch, owned)
         self.keep_reserve()
+
+    def commit_later(self, *messages: Message, owned: list[int]) -> None:
+        """As ``commit``, but in one transaction with the next one.
+
+        That is made by what is begun in this turn of the loop, or else right after it.
+        """
+        if not self._later:
+            asyncio.get_running_loop().call_soon(self._commit_rest)
+        self._later += messages
+        self._owned_later += owned
+
+    def _commit_rest(self) -> None:
+        if self._later:
+            self.commit()
 
     def keep_reserve(self) -> None:
         """Has a descriptor ready that one transaction can have when there is no other.

@@ -59,7 +59,6 @@ def live(end: socket.socket, path: str, connection: socket.socket | None, copy: 
         copy.close()
     fd, about = copy.fd, copy.about
     before = place(but=(connection is not None) + (fd >= 0))
-    environment = dict(os.environ)
     loop = None
     if connection is None:
         spares.rename(spares.NAME)
@@ -73,9 +72,6 @@ def live(end: socket.socket, path: str, connection: socket.socket | None, copy: 
         used = program.end()
         if loop is not None and not loop.is_closed():
             loop.close()
-        if environment != os.environ:
-            os.environ.clear()
-            os.environ.update(environment)
         if code or place() != before:
             return code
         loop = prepare()
@@ -150,6 +146,7 @@ def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
     launcher.settimeout(None)
     if word[: messages.HEADER.size] != messages.header(Kind.GO):
         return 1
+    environment = dict(os.environ)
     try:
         argv, env = enter(*fds)
         os.environ.clear()
@@ -157,7 +154,7 @@ def run_for(launcher: socket.socket, fds: list[int], path: str) -> int:
         bootstrap = importlib.import_module("pyshim.bootstrap")
         code, text = bootstrap.answer(argv[1:], launcher, path)
     finally:
-        leave()
+        leave(environment)
     launcher.send(messages.with_value(Kind.EXIT, code) + text)
     return int(code)
 
@@ -174,8 +171,13 @@ def enter(standard_input: int, folder: int, program: int) -> tuple[list[str], di
     return argv, env
 
 
-def leave() -> None:
-    """Gives them back: nobody may find a pipe open, or a folder in use, because of a spare."""
+def leave(environment: dict[str, str]) -> None:
+    """Gives them back: nobody may find a pipe open, or a folder in use, because of a spare.
+
+    ``environment`` is the one that was there before.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)

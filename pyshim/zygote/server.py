@@ -20,6 +20,7 @@ import socket
 import stat
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -232,23 +233,25 @@ def loop(listener: socket.socket, lock: int, path: str, ours: os.stat_result) ->
     while is_ours(path, ours) and not Ending.told:
         due_ms = family.spares.due_ms
         copy_ms = family.copy.due_ms
-        waits = [ms for ms in (idle_ms, due_ms, copy_ms) if ms is not None]
+        queue_ms = family.queue_ms
+        waits = [ms for ms in (idle_ms, due_ms, copy_ms, queue_ms) if ms is not None]
         ready = [fd for fd, _ in poller.poll(min(waits))]
-        if not ready and due_ms is None and copy_ms is None:
+        if not ready and len(waits) == 1:
             return
         for fd in ready:
             family.spares.heard(fd)
         family.copy.settle()
         try:
+            family.serve_queue()
             if not ready and due_ms == min(waits):
                 family.settle()
             elif listener.fileno() in ready:
                 connection, _ = listener.accept()
-                with connection:
-                    if build_stamp() not in {stamp, b""}:
-                        return
-                    if not family.spares.give(connection):
-                        family.fork(connection)
+                if build_stamp() not in {stamp, b""}:
+                    connection.close()
+                    return
+                family.serve(connection)
+                family.serve_queue()
         except OSError:
             # Without a descriptor what waits still waits; without a process it is done elsewhere.
             time.sleep(NO_RESOURCES_PAUSE_S)
@@ -264,6 +267,41 @@ class Family:
         self.fds = fds
         self.copy = copies.Copy()
         self.spares = spares.Spares(spares.wanted(), poller, self.copy)
+        self._queue: deque[tuple[float, socket.socket]] = deque()
+
+    @property
+    def queue_ms(self) -> int | None:
+        """How long the first in the queue may yet wait; None: there is none."""
+        if not self._queue:
+            return None
+        return max(0, math.ceil((self._queue[0][0] - time.monotonic()) * 1000))
+
+    def serve(self, connection: socket.socket) -> None:
+        """Gives ``connection``, which is ours, to a spare, or to one that is expected, or forks.
+
+        Raises OSError; the caller of the connection sees its end then.
+        """
+        if self.spares.expected(len(self._queue)):
+            self._queue.append((time.monotonic() + spares.BRIEF_S, connection))
+        else:
+            with connection:
+                if not self.spares.give(connection):
+                    self.fork(connection)
+
+    def serve_queue(self) -> None:
+        """Gives those who wait to the spares that are back; forks for those that waited too long.
+
+        Raises as ``serve``.
+        """
+        while self._queue:
+            until, connection = self._queue[0]
+            is_given = self.spares.give(connection)
+            if not is_given and time.monotonic() < until:
+                return
+            self._queue.popleft()
+            with connection:
+                if not is_given:
+                    self.fork(connection)
 
     def settle(self) -> None:
         """Forks a spare that is lacking, or ends those that are too many.  Raises OSError."""
@@ -285,6 +323,8 @@ class Family:
                     if fd >= 0:
                         os.close(fd)
                 self.spares.close()
+                for _, waiting in self._queue:
+                    waiting.close()
                 children.become(end, self.path, connection, self.copy)
         except OSError:
             self.spares.withdraw(end)

@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 
 from pyshim import settings
 from pyshim.monitor.fds import receive
@@ -25,6 +26,10 @@ MOST = 16  # more would be memory for nothing
 REFILL_MS = 20
 # Who is away comes back when its container has been left alone for a second.
 AWAY_MS = 2500
+# Who asks all containers for their statistics, one after the other, has an answer sooner than the
+# spare is back that gave it.  While lives are as brief as that, the next waits as long for it: a
+# fork would cost several times as much, each time again.
+BRIEF_S = 0.01
 # Those that a burst has left wait so long for the next one.
 SURPLUS_MS = 1000
 MAX_WAITING = 4
@@ -52,6 +57,15 @@ class Spares:
         self._copy = copy
         self._waiting: list[socket.socket] = []
         self._away: dict[int, socket.socket] = {}
+        self._lent_at: dict[int, float] = {}
+        self._was_brief = False
+
+    def expected(self, waiting: int) -> bool:
+        """Whether one more than ``waiting`` spares are to be expected back at any moment."""
+        if not self._was_brief:
+            return False
+        since = time.monotonic() - BRIEF_S
+        return sum(at > since for at in self._lent_at.values()) > waiting
 
     @property
     def lacking(self) -> bool:
@@ -117,6 +131,8 @@ class Spares:
             is_back = False
         if self._away.pop(fd, None) is None:
             self._waiting.remove(end)
+        lent_at = self._lent_at.pop(fd, 0.0)
+        self._was_brief = is_back and time.monotonic() - lent_at < BRIEF_S
         most = max(self._count, MAX_WAITING) if self._count else 0
         if is_back and len(self._waiting) < most:
             self._waiting.append(end)
@@ -134,9 +150,11 @@ class Spares:
             end.close()
         self._waiting.clear()
         self._away.clear()
+        self._lent_at.clear()
 
     def _lend(self, end: socket.socket) -> None:
         self._away[end.fileno()] = end
+        self._lent_at[end.fileno()] = time.monotonic()
 
     def _drop(self, end: socket.socket) -> None:
         self._poller.unregister(end)

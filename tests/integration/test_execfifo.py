@@ -88,7 +88,9 @@ def test_it_runs_when_start_is_answered(host: Host, runtime: Path) -> None:
     """And the runtime takes it for running."""
     container = created(host, runtime, *SLEEP)
     pid = container.start()
-    assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+    # The kernel closes the fifo a moment before it renames the process.
+    comm = Path(f"/proc/{pid}/comm")
+    eventually(lambda: comm.read_text() == "sleep\n", "the program has been executed")
     with pytest.raises(StatusError, match="cannot start a running process"):
         container.start()
     container.call("Pause", task_pb2.PauseRequest(id=container.name), task_pb2.PauseRequest)

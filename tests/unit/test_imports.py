@@ -16,20 +16,10 @@ assert "libssl" not in libraries and "libcrypto" not in libraries
 assert "ssl" not in sys.modules
 for name in imports.WARM_MODULES:
     assert name in sys.modules, name
-import asyncio, uvloop
-loop = uvloop.new_event_loop()
-assert loop.run_until_complete(asyncio.sleep(0, "slept")) == "slept"
-loop.close()
+import asyncio
+assert asyncio.run(asyncio.sleep(0, "slept")) == "slept"
 import ssl
 assert ssl.SSLContext is not None
-"""
-WITH_ANOTHER_UVLOOP = """
-from pyshim.zygote import imports
-imports.OTHERS = ()
-imports.import_all()
-import asyncio, ssl, sys, uvloop
-assert ssl.SSLContext is not None
-assert uvloop.new_event_loop().run_until_complete(asyncio.sleep(0, "slept")) == "slept"
 """
 WITH_TLS_ALREADY = """
 import ssl, sys
@@ -52,10 +42,6 @@ def said(program: str) -> str:
 
 def test_no_tls_is_loaded_and_all_the_rest_is() -> None:
     assert said(WITHOUT_TLS) == ""
-
-
-def test_a_uvloop_that_wants_more_gets_the_real_one() -> None:
-    assert said(WITH_ANOTHER_UVLOOP) == ""
 
 
 def test_tls_that_is_there_stays() -> None:

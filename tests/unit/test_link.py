@@ -99,3 +99,20 @@ def test_a_monitor_that_has_gone_ends_the_service_before_its_caller_goes_on(pair
     assert [error.errno for error in found] == [errno.EPIPE]
     assert os.read(kept, 1) == b""
     os.close(kept)
+
+
+def test_after_quit_nothing_is_said_any_more(pair: Pair) -> None:
+    ours, theirs = pair
+    ended: list[bool] = []
+    link = Link(ours, lambda message: None, lambda: ended.append(True), lambda error: None)
+    farewell = Message(Type.SEND, (5, 3), tail=b"abc")
+    link.quit(farewell)
+    assert ended == [True]
+    data = theirs.recv(channel.MAX_DATAGRAM_BYTES)
+    assert [message.type for message in channel.decode(data, [])] == [Type.SEND, Type.QUIT]
+    theirs.close()
+    kept, given = os.pipe()
+    link.send([Message(Type.DROP, (5, 0))], [given])
+    os.close(kept)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(given)

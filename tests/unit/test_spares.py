@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from pyshim.monitor.fds import receive
-from pyshim.zygote import children, spares
+from pyshim.zygote import children, server, spares
 from pyshim.zygote.copies import Copy
 
 
@@ -144,3 +144,97 @@ def test_a_thread_that_goes_on_is_seen() -> None:
     over.set()
     hanging.join()
     assert children.place() == before
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in the first element."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def lend(ahead: spares.Spares, poller: select.poll, spare: socket.socket) -> None:
+    """Has the spare take a connection."""
+    client, connection = socket.socketpair()
+    with client, connection:
+        assert ahead.give(connection)
+    _, fds, _ = receive(spare, 1, 1, 0)
+    os.close(fds[0])
+
+
+def test_who_was_brief_is_expected_back(clock: list[float]) -> None:
+    poller = select.poll()
+    ahead = spares.Spares(1, poller, Copy())
+    with ahead.add() as spare:
+        for took_s, is_brief in ((2.0, False), (spares.BRIEF_S / 2, True), (2.0, False)):
+            lend(ahead, poller, spare)
+            clock[0] += took_s
+            spares.come_back(spare, "")
+            heard(ahead, poller)
+            lend(ahead, poller, spare)
+            assert ahead.expected(0) == is_brief
+            assert not ahead.expected(1)
+            clock[0] += spares.BRIEF_S
+            assert not ahead.expected(0)
+            spares.come_back(spare, "")
+            heard(ahead, poller)
+    ahead.close()
+
+
+class Family(server.Family):
+    """One whose forks only note what they were for."""
+
+    def __init__(self, poller: select.poll) -> None:
+        super().__init__("", [], poller)
+        self.forked: list[int] = []
+
+    def fork(self, connection: socket.socket) -> None:
+        self.forked.append(connection.fileno())
+
+
+def test_the_next_waits_for_a_spare_that_is_expected(clock: list[float]) -> None:
+    poller = select.poll()
+    family = Family(poller)
+    assert family.queue_ms is None
+    with family.spares.add() as spare:
+        lend(family.spares, poller, spare)
+        spares.come_back(spare, "")
+        heard(family.spares, poller)
+        lend(family.spares, poller, spare)
+        client, connection = socket.socketpair()
+        family.serve(connection)
+        family.serve_queue()
+        assert (family.forked, family.queue_ms) == ([], spares.BRIEF_S * 1000)
+        other, second = socket.socketpair()  # there is one spare, and one waits for it
+        family.serve(second)
+        assert len(family.forked) == 1
+        spares.come_back(spare, "")
+        heard(family.spares, poller)
+        family.serve_queue()
+        assert family.queue_ms is None
+        _, fds, _ = receive(spare, 1, 1, 0)
+        with client, other, socket.socket(fileno=fds[0]) as given:
+            given.send(b"x")
+            assert client.recv(1) == b"x"
+            assert other.recv(1) == b""  # the zygote has closed its end
+    family.spares.close()
+
+
+def test_it_does_not_wait_for_long(clock: list[float]) -> None:
+    poller = select.poll()
+    family = Family(poller)
+    with family.spares.add() as spare:
+        lend(family.spares, poller, spare)
+        spares.come_back(spare, "")
+        heard(family.spares, poller)
+        lend(family.spares, poller, spare)
+        client, connection = socket.socketpair()
+        family.serve(connection)
+        clock[0] += spares.BRIEF_S
+        assert family.queue_ms == 0
+        family.serve_queue()
+        assert len(family.forked) == 1
+        with client:
+            assert client.recv(1) == b""
+    family.spares.close()

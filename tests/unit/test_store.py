@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyshim.monitor.fds import memfd
+from pyshim.monitor import channel
+from pyshim.monitor.channel import Message, Type
+from pyshim.monitor.fds import memfd, receive
 from pyshim.service import store as module
 from pyshim.service.link import Link
 from pyshim.service.store import Store
@@ -33,6 +36,14 @@ class Peer:
             while self.socket.recv(1, socket.MSG_DONTWAIT):
                 count += 1
         return count
+
+    def types(self) -> list[Type]:
+        """What the messages of the next datagram are."""
+        data, fds, _ = receive(self.socket, channel.MAX_DATAGRAM_BYTES, 8, socket.MSG_DONTWAIT)
+        messages = channel.decode(data, fds)
+        for fd in fds:
+            os.close(fd)
+        return [message.type for message in messages]
 
     def close(self) -> None:
         self.socket.close()
@@ -89,3 +100,23 @@ def test_without_a_descriptor_it_is_the_end(
     for fd in owned:
         os.close(fd)
     assert (peer.sent(), peer.errors) == (0, [FULL])
+
+
+def test_what_is_committed_later_goes_with_the_next_commit(store: Store, peer: Peer) -> None:
+    async def play() -> None:
+        for is_joined in (True, False):
+            given = os.open(os.devnull, os.O_RDONLY)
+            store.commit_later(Message(Type.CONSUME, (5, 7)), owned=[given])
+            store.commit_later(Message(Type.DROP, (6, 0)), owned=[])
+            assert peer.sent() == 0
+            if is_joined:
+                store.commit(Message(Type.ALARM, (1, 0)))
+                assert peer.types() == [Type.CONSUME, Type.DROP, Type.ALARM, Type.STATE]
+            await asyncio.sleep(0)
+            if not is_joined:
+                assert peer.types() == [Type.CONSUME, Type.DROP, Type.STATE]
+            assert peer.sent() == 0
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(given)
+
+    asyncio.run(play())
