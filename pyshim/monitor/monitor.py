@@ -2123,7 +2123,7 @@ def watch_channel():
 
 def receive():
     """Takes one datagram."""
-    global arrived_count, end_signal, end_signal_until
+    global arrived_count, end_signal_until
     part: iovec
     message: msghdr
     head: cython.pointer(cmsghdr)
@@ -2157,8 +2157,9 @@ def receive():
         close_all(arrived, arrived_count)
         lose_service()
         return
-    if end_signal != 0 and end_signal_sent:
-        end_signal = 0
+    if end_signal_sent:
+        # It stays to be told to the next service: what has come may have been sent before this one
+        # read of it, and it may die before it acts.
         end_signal_until = 0
     if size == 0:
         close_all(arrived, arrived_count)

@@ -343,7 +343,8 @@ class Activation:
         return 0
 
     def _busy(self) -> bool:
-        return self.server.busy or self.publisher.busy or self.store.link.waiting
+        asked = self.store.link.waiting or self.store.is_behind
+        return self.server.busy or self.publisher.busy or asked
 
     async def _park(self) -> bool:
         sequence, reply = self.store.link.expect()

@@ -89,7 +89,8 @@ def _exit(task: Task, container: state_pb2.Container, process: state_pb2.Process
     task.publisher.queue("/tasks/exit", event)
     messages = task.store.drop(process.keeper_tag)
     process.keeper_tag = 0
-    task.store.commit(*messages, *task.store.forget(process.pid))
+    # With the answers to those who wait for it, if anybody does.
+    task.store.commit_later(*messages, *task.store.forget(process.pid), owned=[])
     answer_waits(task, container.id, process)
 
 

@@ -124,6 +124,11 @@ class Store:
         self._later += messages
         self._owned_later += owned
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is to be committed later."""
+        return bool(self._later)
+
     def _commit_rest(self) -> None:
         if self._later:
             self.commit()

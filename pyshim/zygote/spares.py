@@ -62,7 +62,7 @@ class Spares:
 
     def expected(self, waiting: int) -> bool:
         """Whether one more than ``waiting`` spares are to be expected back at any moment."""
-        if not self._was_brief:
+        if not self._was_brief or not self._count:
             return False
         since = time.monotonic() - BRIEF_S
         return sum(at > since for at in self._lent_at.values()) > waiting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,7 @@ def hung_before(host: Host, go: GoHost, folder: Path) -> None:
     with pytest.raises(TimeoutError):  # the Go shim waits for ever
         theirs.client.receive(asked, 1)
     assert alive(folders[1])
+    os.kill(int((folders[1] / "pid").read_text()), signal.SIGKILL)  # it would outlive its shim
     ours.create()
     ours.start()
     ours.end()

@@ -367,6 +367,13 @@ def test_what_a_killed_control_plane_has_left_is_taken_over(
         assert not list(tmp_path.glob("control*"))
 
 
+def is_served(port: int) -> bool:
+    """Whether the Echo "a" is reached; who dies may take along what it has not accepted yet."""
+    with contextlib.suppress(ConnectionError):
+        return says(("127.0.0.1", port)) == "a"
+    return False
+
+
 @pytest.mark.parametrize("victim", [1, 2])
 def test_one_that_dies_takes_nothing_of_the_others_along(run: Run, victim: int) -> None:
     with echo("a") as a:
@@ -384,8 +391,7 @@ def test_one_that_dies_takes_nothing_of_the_others_along(run: Run, victim: int) 
             assert all(echoes(client) for client in rest)
             # The other serves what it had, alone, until there is another one.
             for where in (port, *limits):
-                eventually(lambda where=where: not refused(where), "it is served again")
-                assert says(("127.0.0.1", where)) == "a"
+                eventually(lambda where=where: is_served(where), "it is served again")
             replaced(tool, victim)
             after = pids(tool)
             assert after[3 - victim] == before[3 - victim]

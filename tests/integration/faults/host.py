@@ -38,6 +38,11 @@ class FaultyHost(Host):
         subprocess.run(command, env={**os.environ, **self.env}, check=True, timeout=BOUND_S)
         eventually(self._answers, "the zygote answers")
 
+    def have_zygote(self) -> None:
+        """Starts another when a test that has failed took it along."""
+        if not self._answers():
+            self.start_zygote()
+
     def _answers(self) -> bool:
         return any(address.answers(str(path)) for path in self.runtime.glob("zygote-*.sock"))
 

@@ -64,6 +64,7 @@ def module_host(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def host(module_host: FaultyHost) -> Iterator[FaultyHost]:
     """A host on which there is nothing before the test and after it."""
+    module_host.have_zygote()
     try:
         yield module_host
         module_host.nothing_left()
