@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import conmon, growth, latency, memory, report, throughput
+from bench import conmon, growth, latency, limits, memory, report, throughput
 from bench.host import describe_host, on_interrupt
 from bench.rows import THEIRS, results_of
 from bench.stand import PROGRAMS, Bench, stands
@@ -97,6 +97,9 @@ def measure(bench: Bench, only: list[str] | None) -> dict[str, Any]:
     if {"memory", "lines"} <= set(samples):
         with timed(took, "conmon"):
             samples |= conmon.measure(bench, samples)
+    if {"file", "lines"} <= set(samples):
+        with timed(took, "limits"):
+            samples |= limits.measure(bench, samples)
     results = {"host": describe_host(), "rows": results_of(samples)}
     if not only or "growth" in only:
         with timed(took, "growth"):

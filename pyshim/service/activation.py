@@ -279,7 +279,7 @@ class Activation:
         while True:
             if self._over():
                 self.task.unlink_socket()
-                self.store.link.quit()
+                self.store.quit()
                 return
             if is_busy := self._busy():
                 self._touch()

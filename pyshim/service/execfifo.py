@@ -11,7 +11,6 @@ The reader is a relay of the monitor to /dev/null: with a reader of ours the ini
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 
 from pyshim.api import state_pb2
@@ -38,11 +37,11 @@ def is_enough(store: Store, container: state_pb2.Container) -> bool:
 async def release(store: Store, call: state_pb2.Call, container: state_pb2.Container) -> bool:
     """Lets the init go on, unless an earlier service has; whether it has gone on.
 
+    ``call`` has the number of the relay, and that it is there says that the init is being started.
     If not it has ended, or never waited there: the runtime has the words for that.
     Raises StatusError when it does neither within the bound of a command.
     """
     path = os.path.join(container.root, container.id, NAME)
-    call.relay = call.relay or store.new_relay()
     if not call.timed_out and not await _read(store, call, container, path):
         return False
     if call.timed_out:
@@ -64,19 +63,16 @@ async def _read(
     def over() -> bool:
         return call.relay in store.ended_relays
 
-    def is_refused() -> bool:
-        # EEXIST: an earlier service has begun it.
-        return refused.done() and refused.result()[0] != errno.EEXIST
-
     def settled() -> bool:
         record = store.records.get(container.init.pid)
-        return over() or is_refused() or (record is not None and record.exited)
+        return over() or refused.done() or (record is not None and record.exited)
 
     try:
-        if not over() and not _begin(store, call.relay, sequence, path):
+        # One that an earlier service has begun is in the dump, whatever has become of it.
+        if call.relay not in store.relays and not _begin(store, call.relay, sequence, path):
             return False
         is_settled = await store.until(settled, commands.COMMAND_TIMEOUT_S)
-        if not over() and not is_refused():
+        if not over() and not refused.done():
             # What an init has written that has ended meanwhile is there already.
             call.timed_out = not is_settled
             store.commit(*store.stop_relay(call.relay))

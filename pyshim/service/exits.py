@@ -40,15 +40,27 @@ def over(store: Store, container: state_pb2.Container) -> bool:
     return record is not None and record.exited
 
 
+def is_starting(store: Store, container: state_pb2.Container) -> bool:
+    """Whether the init is being started, by the runtime or out of its fifo.
+
+    That of the fifo is told by its call alone: a service of an earlier version, which does not know
+    of it, takes the container for created, and still sees it end.
+    """
+    if container.init.starting:
+        return True
+    calls = (call.payload for call in store.state.calls if call.relay)
+    return any(task_pb2.StartRequest.FromString(payload).id == container.id for payload in calls)
+
+
 def settle(task: Task, container: state_pb2.Container) -> None:
     """Publishes every exit of ``container`` that is due."""
     for process in list(container.execs.values()):
         if process.status == Status.RUNNING:
             _exit(task, container, process)
     init = container.init
-    if init.starting or init.status not in {Status.CREATED, Status.RUNNING, Status.PAUSED}:
+    if init.status not in {Status.CREATED, Status.RUNNING, Status.PAUSED}:
         return
-    if not over(task.store, container):
+    if not over(task.store, container) or is_starting(task.store, container):
         return
     if not container.private_pids:
         _kill_rest(task, container)
@@ -90,7 +102,7 @@ def _exit(task: Task, container: state_pb2.Container, process: state_pb2.Process
     messages = task.store.drop(process.keeper_tag)
     process.keeper_tag = 0
     # With the answers to those who wait for it, if anybody does.
-    task.store.commit_later(*messages, *task.store.forget(process.pid), owned=[])
+    task.store.commit_later(*messages, *task.store.forget(process.pid))
     answer_waits(task, container.id, process)
 
 

@@ -113,8 +113,10 @@ class Server:
         for call in calls:
             self.methods.add(call.method)
             self._run(call)
-        # With their answers, where these are at hand.
-        self.store.commit_later(*messages, owned=owned)
+        if refusals:
+            self.store.commit(*messages, owned=owned)
+        else:  # with their answers, where these are at hand
+            self.store.commit_later(*messages)
 
     def _consumed(self, tag: int) -> None:
         self._watch(tag)
@@ -216,7 +218,7 @@ class Server:
         """
         frame = codec.encode_response(call.stream, b"")
         self._remove(call)
-        self.store.link.quit(self.store.send(call.tag, frame, []))
+        self.store.quit(self.store.send(call.tag, frame, []))
 
     def fail(self, call: state_pb2.Call, error: StatusError, *messages: Message) -> None:
         """Answers ``call`` with an error, likewise."""

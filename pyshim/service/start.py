@@ -38,9 +38,10 @@ async def _start_init(task: Task, call: state_pb2.Call, container: state_pb2.Con
     process = container.init
     if not call.token and not call.relay:
         states.check(process, "start")
-        if process.starting:
+        if exits.is_starting(task.store, container):
             raise StatusError(Code.FAILED_PRECONDITION, "the container is being started")
-        process.starting = True
+        if execfifo.is_enough(task.store, container):
+            call.relay = task.store.new_relay()
     try:
         outcome = await _let_go_on(task, call, container)
     except StatusError as error:
@@ -68,9 +69,9 @@ async def _let_go_on(
 ) -> commands.Outcome:
     """Has the init execute the user's program, by the runtime where it is not enough to read."""
     store = task.store
-    is_read = call.relay != 0 or (not call.token and execfifo.is_enough(store, container))
-    if not call.token and is_read and await execfifo.release(store, call, container):
+    if call.relay and not call.token and await execfifo.release(store, call, container):
         return commands.Outcome(0, "")
+    container.init.starting = True
     return await commands.run(store, call, command.start(container), container.bundle)
 
 
@@ -132,6 +133,8 @@ async def settled(task: Task, container: state_pb2.Container, exec_id: str) -> N
     """
 
     def over() -> bool:
+        if not exec_id and exits.is_starting(task.store, container):
+            return False
         process = container.execs.get(exec_id) if exec_id else container.init
         key = f"{container.id}/{exec_id}"
         return key not in task.beginning and (process is None or not process.starting)

@@ -23,6 +23,8 @@ from pyshim.service.news import News
 
 # Of each some dozens of bytes in the state, which every transaction writes.
 MAX_DELETED = 32
+# Of what is committed later; each is some dozens of bytes, but for refusals.
+MOST_LATER = 64
 
 
 class Record:
@@ -48,12 +50,12 @@ class Store:
         self.upgrade_error = 0
         self.records: dict[int, Record] = {}
         self.commands: dict[int, int] = {}
+        self.relays: set[int] = set()  # that the monitor has spoken of
         self.ended_relays: set[int] = set()
         self.moved: dict[int, int] = {}  # bytes of those
         self.unread_relays: set[int] = set()
         self._news = News()
         self._later: list[Message] = []
-        self._owned_later: list[int] = []
         self._reserve = -1
 
     # -- numbers -------------------------------------------------------------------------------
@@ -84,6 +86,7 @@ class Store:
                 self.commands[record.token] = record.pid
         elif message.type is Type.RELAY_STATUS:
             relay, flags = message.fields[:2]
+            self.relays.add(relay)
             if flags & channel.RELAY_ENDED:
                 self.ended_relays.add(relay)
                 self.moved[relay] = message.fields[4]
@@ -109,12 +112,11 @@ class Store:
         """
         blob = self._memory(self.state.SerializeToString())
         batch = [*self._later, *messages, Message(Type.STATE, fds=(blob,))]
-        owned = [blob, *self._owned_later, *(owned or [])]
-        self._later, self._owned_later = [], []
-        self.link.send(batch, owned)
+        self._later = []
+        self.link.send(batch, [blob, *(owned or [])])
         self.keep_reserve()
 
-    def commit_later(self, *messages: Message, owned: list[int]) -> None:
+    def commit_later(self, *messages: Message) -> None:
         """As ``commit``, but in one transaction with the next one.
 
         That is made by what is begun in this turn of the loop, or else right after it.
@@ -122,7 +124,17 @@ class Store:
         if not self._later:
             asyncio.get_running_loop().call_soon(self._commit_rest)
         self._later += messages
-        self._owned_later += owned
+        if len(self._later) >= MOST_LATER:  # a datagram has a bound
+            self.commit()
+
+    def quit(self, *messages: Message) -> None:
+        """Has the monitor end after ``messages``, and after what was to be committed later.
+
+        Raises as ``Link.send``.
+        """
+        last = [*self._later, *messages]
+        self._later = []
+        self.link.quit(*last)
 
     @property
     def is_behind(self) -> bool:

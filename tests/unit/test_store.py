@@ -105,9 +105,9 @@ def test_without_a_descriptor_it_is_the_end(
 def test_what_is_committed_later_goes_with_the_next_commit(store: Store, peer: Peer) -> None:
     async def play() -> None:
         for is_joined in (True, False):
-            given = os.open(os.devnull, os.O_RDONLY)
-            store.commit_later(Message(Type.CONSUME, (5, 7)), owned=[given])
-            store.commit_later(Message(Type.DROP, (6, 0)), owned=[])
+            store.commit_later(Message(Type.CONSUME, (5, 7)))
+            store.commit_later(Message(Type.DROP, (6, 0)))
+            assert store.is_behind
             assert peer.sent() == 0
             if is_joined:
                 store.commit(Message(Type.ALARM, (1, 0)))
@@ -116,7 +116,29 @@ def test_what_is_committed_later_goes_with_the_next_commit(store: Store, peer: P
             if not is_joined:
                 assert peer.types() == [Type.CONSUME, Type.DROP, Type.STATE]
             assert peer.sent() == 0
-            with pytest.raises(OSError, match="Bad file descriptor"):
-                os.fstat(given)
+            assert not store.is_behind
+
+    asyncio.run(play())
+
+
+def test_what_is_committed_later_fits_into_a_datagram(store: Store, peer: Peer) -> None:
+    async def play() -> None:
+        for number in range(module.MOST_LATER + 1):
+            store.commit_later(Message(Type.FORGET, (number, 0)))
+        assert len(peer.types()) == module.MOST_LATER + 1
+        assert peer.sent() == 0
+        await asyncio.sleep(0)
+        assert peer.types() == [Type.FORGET, Type.STATE]
+
+    asyncio.run(play())
+
+
+def test_what_was_to_be_committed_later_goes_before_the_end(store: Store, peer: Peer) -> None:
+    async def play() -> None:
+        store.commit_later(Message(Type.CONSUME, (5, 7)))
+        store.quit(Message(Type.DROP, (6, 0)))
+        assert peer.types() == [Type.CONSUME, Type.DROP, Type.QUIT]
+        await asyncio.sleep(0)
+        assert peer.sent() == 0
 
     asyncio.run(play())

@@ -22,6 +22,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from pyshim.api import options_pb2, task_pb2, upgrade_pb2
 from pyshim.service.upgrade import CONTROL
+from pyshim.ttrpc import codec
 from pyshim.ttrpc.status import Code, StatusError
 from tests.integration.containerd import BOUND_S, eventually, mounts_below, scripts
 from tests.integration.fake_runtime import fake_runtime
@@ -579,6 +580,10 @@ def requests_that_are_wrong(host: FaultyHost, folder: Path) -> None:
     stream = container.client.send(SERVICE, "Wait", late, 0.5)
     refused(Code.DEADLINE_EXCEEDED, lambda: container.receive(stream, task_pb2.WaitResponse))
     other = container.connect()
+    # A client's streams are odd; this one is refused before anything is made of it.
+    even = codec.encode_request(2, SERVICE, "Wait", late.SerializeToString())
+    other._socket.sendall(even)
+    refused(Code.INVALID_ARGUMENT, lambda: other.receive(2, BOUND_S))
     other.send(SERVICE, "Wait", late)
     other.close()
     container.end()

@@ -41,6 +41,8 @@ NOT_HERE = V1_ALONE if Path("/sys/fs/cgroup/cgroup.controllers").exists() else V
 # finds, and tests/unit/test_spool.py has the rest.
 ELSEWHERE = {
     "events.spool:append:truncate#2",
+    # Dozens of exits in one turn of the loop: tests/unit/test_store.py.
+    "service.store:commit_later:commit",
     # Before Linux 5.8.
     "runtime.loopdevice:_configure:ioctl#2",
     "runtime.loopdevice:_configure:ioctl#3",
