@@ -22,11 +22,12 @@ def text(folder: str, name: str) -> str:
         return ""
     # A file object takes ten system calls for each of some forty files.
     try:
-        content = part = os.read(fd, READ_BYTES)
-        while len(part) >= LAST_BYTES:
+        content = b""
+        while True:
             part = os.read(fd, READ_BYTES)
             content += part
-        return content.decode(errors="replace").strip()
+            if len(part) < LAST_BYTES:
+                return content.decode(errors="replace").strip()
     except OSError:
         return ""
     finally:

@@ -541,6 +541,8 @@ def an_absent_containerd(host: FaultyHost, folder: Path) -> None:
         container.exec("g", "/bin/true")
         container.delete("g")
     host.events.await_topic(container.name, "exit")
+    # It has all been told by then, and what was kept is not needed any more.
+    eventually(lambda: not host.services(), "the service has parked")
     host.events.block()
     try:
         container.exec("f", "/bin/true")
