@@ -23,10 +23,19 @@ SLEEP = ("/bin/sleep", "1000")
 FIFO = "exec.fifo"
 
 
+def has_open(pids: list[int], path: str) -> bool:
+    """Whether one of the processes has that file open."""
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it is closed at this moment
+                if os.readlink(file) == path:
+                    return True
+    return False
+
+
 def has_copy(host: Host) -> bool:
     """Whether the zygote has looked at the runtime."""
-    files = [file for pid in host.zygotes() for file in Path(f"/proc/{pid}/fd").iterdir()]
-    return "/memfd:runc (deleted)" in map(os.readlink, files)
+    return has_open(host.zygotes(), "/memfd:runc (deleted)")
 
 
 def make_known(host: Host, runtime: Path) -> None:
@@ -165,11 +174,7 @@ def test_an_init_that_ends_instead_of_going_on(host: Host, runtime: Path) -> Non
 
 def waits_no_more(container: Container) -> bool:
     """Whether the init's fifo has a reader, as the monitor's descriptors say."""
-    path = str(folder(container) / FIFO)
-    files = [
-        file for pid in container.host.monitors() for file in Path(f"/proc/{pid}/fd").iterdir()
-    ]
-    return path in map(os.readlink, files)
+    return has_open(container.host.monitors(), str(folder(container) / FIFO))
 
 
 def test_a_fifo_that_has_gone(host: Host, runtime: Path) -> None:
