@@ -52,11 +52,18 @@ def monitor_with(
 
 
 def state_of(monitor: Monitor) -> state_pb2.State:
-    """What the monitor holds."""
-    for fd in Path(f"/proc/{monitor.process.pid}/fd").iterdir():
-        if "memfd:" in os.readlink(fd):
-            return state_pb2.State.FromString(fd.read_bytes())
-    raise AssertionError("the monitor holds no state")
+    """What the monitor holds; it may be taking another at this moment."""
+    found: list[state_pb2.State] = []
+
+    def is_found() -> bool:
+        for fd in Path(f"/proc/{monitor.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if "memfd:" in os.readlink(fd):
+                    found.append(state_pb2.State.FromString(fd.read_bytes()))
+        return bool(found)
+
+    eventually(is_found, "the monitor holds a state")
+    return found[-1]
 
 
 def test_a_service_goes_on_from_the_previous_version(
