@@ -37,8 +37,8 @@ def is_enough(store: Store, container: state_pb2.Container) -> bool:
 async def release(store: Store, call: state_pb2.Call, container: state_pb2.Container) -> bool:
     """Lets the init go on, unless an earlier service has; whether it has gone on.
 
-    ``call`` has the number of the relay, and that it is there says that the init is being started.
-    If not it has ended, or never waited there: the runtime has the words for that.
+    One that has not has ended, or never waited there: the runtime has the words for that.
+    ``call`` has the number of the relay, by which others see that the init is being started.
     Raises StatusError when it does neither within the bound of a command.
     """
     path = os.path.join(container.root, container.id, NAME)

@@ -23,7 +23,7 @@ from pyshim.service.news import News
 
 # Of each some dozens of bytes in the state, which every transaction writes.
 MAX_DELETED = 32
-# Of what is committed later; each is some dozens of bytes, but for refusals.
+# Of what is committed later; each is some dozens of bytes.
 MOST_LATER = 64
 
 

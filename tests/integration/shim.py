@@ -46,6 +46,7 @@ PROGRAM = "containerd-shim-pyshim-v2"
 KILLED = 128 + signal.SIGKILL
 END_BOUND_S = 20
 STRAYS = ("pyshim-pty*",)
+COPY = "/memfd:runc (deleted)"  # a zygote's, of the runtime
 
 
 def unedited(_spec: dict[str, Any]) -> None:
@@ -151,6 +152,10 @@ class Host:
     def zygotes(self) -> list[int]:
         """The pids of the zygote and of what it forked."""
         return [pid for pid, line in processes_of(self.home).items() if "pyshim.zygote" in line]
+
+    def has_copy(self) -> bool:
+        """Whether a zygote has a copy of runc, and so has looked at it."""
+        return any(COPY in opened(pid) for pid in self.zygotes())
 
     def services(self) -> list[int]:
         """The pids of active services: what a zygote forked."""
@@ -404,11 +409,16 @@ def descriptors(pid: int) -> list[str]:
 
     So is a zygote's copy of the runtime, which comes and goes with use.
     """
+    return sorted(name.partition(":[")[0] for name in opened(pid) if name != COPY)
+
+
+def opened(pid: int) -> list[str]:
+    """What the descriptors of ``pid`` stand for; without one that is closed at this moment."""
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.append(os.readlink(link).partition(":[")[0])
-    return sorted(name for name in found if name != "/memfd:runc (deleted)")
+            found.append(os.readlink(link))
+    return found
 
 
 @pytest.fixture(scope="module")

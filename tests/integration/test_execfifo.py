@@ -15,27 +15,21 @@ import pytest
 from pyshim.api import task_pb2
 from pyshim.ttrpc.status import StatusError
 from tests.integration.containerd import RUNC_ROOT, eventually
-from tests.integration.shim import KILLED, Container, Edit, Host, host, module_host, unedited
+from tests.integration.shim import (
+    KILLED,
+    Container,
+    Edit,
+    Host,
+    host,
+    module_host,
+    opened,
+    unedited,
+)
 
 __all__ = ["host", "module_host"]
 
 SLEEP = ("/bin/sleep", "1000")
 FIFO = "exec.fifo"
-
-
-def has_open(pids: list[int], path: str) -> bool:
-    """Whether one of the processes has that file open."""
-    for pid in pids:
-        for file in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):  # it is closed at this moment
-                if os.readlink(file) == path:
-                    return True
-    return False
-
-
-def has_copy(host: Host) -> bool:
-    """Whether the zygote has looked at the runtime."""
-    return has_open(host.zygotes(), "/memfd:runc (deleted)")
 
 
 def make_known(host: Host, runtime: Path) -> None:
@@ -44,7 +38,7 @@ def make_known(host: Host, runtime: Path) -> None:
     for _ in range(2):
         eventually(lambda: not host.services(), "the service has parked")
         assert container.run("e", "/bin/true") == 0
-    eventually(lambda: has_copy(host), "there is a copy")
+    eventually(host.has_copy, "there is a copy")
     container.end()
 
 
@@ -174,7 +168,8 @@ def test_an_init_that_ends_instead_of_going_on(host: Host, runtime: Path) -> Non
 
 def waits_no_more(container: Container) -> bool:
     """Whether the init's fifo has a reader, as the monitor's descriptors say."""
-    return has_open(container.host.monitors(), str(folder(container) / FIFO))
+    path = str(folder(container) / FIFO)
+    return any(path in opened(pid) for pid in container.host.monitors())
 
 
 def test_a_fifo_that_has_gone(host: Host, runtime: Path) -> None:

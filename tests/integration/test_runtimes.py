@@ -165,10 +165,6 @@ def is_opened(path: Path, act: Callable[[], object]) -> bool:
 def test_a_runtime_that_is_used_often_is_executed_from_memory(host: Host, tmp_path: Path) -> None:
     """Until its file is replaced; the copy goes when nobody uses it any more."""
 
-    def has_copy() -> bool:
-        files = [file for pid in host.zygotes() for file in Path(f"/proc/{pid}/fd").iterdir()]
-        return "/memfd:runc (deleted)" in map(os.readlink, files)
-
     def run() -> None:
         assert container.run("e", "/bin/sh", "-c", "exit 3") == 3
 
@@ -176,16 +172,16 @@ def test_a_runtime_that_is_used_often_is_executed_from_memory(host: Host, tmp_pa
     assert found
     runtime = Path(shutil.copy(found, tmp_path / "runc"))
     container = host.started("/bin/sleep", "1000", runtime=runtime)
-    assert not has_copy()
+    assert not host.has_copy()
     assert is_opened(runtime, run)
     eventually(lambda: not host.services(), "the service has parked")
     run()
-    eventually(has_copy, "there is a copy")
+    eventually(host.has_copy, "there is a copy")
     eventually(lambda: not host.services(), "the service has parked")
     assert not is_opened(runtime, run)
     eventually(lambda: not host.services(), "the service has parked")
     draft = Path(shutil.copy(found, tmp_path / "draft"))
     draft.replace(runtime)
     assert is_opened(runtime, run)
-    eventually(lambda: not has_copy(), "the copy has gone")
+    eventually(lambda: not host.has_copy(), "the copy has gone")
     container.end()

@@ -193,17 +193,25 @@ class Family(server.Family):
         self.forked.append(connection.fileno())
 
 
+def ask_one_that_is_brief(
+    family: Family, poller: select.poll, spare: socket.socket
+) -> socket.socket:
+    """Has the spare be away again, briefly as before, and somebody ask; his end."""
+    lend(family.spares, poller, spare)
+    spares.come_back(spare, "")
+    heard(family.spares, poller)
+    lend(family.spares, poller, spare)
+    client, connection = socket.socketpair()
+    family.serve(connection)
+    return client
+
+
 def test_the_next_waits_for_a_spare_that_is_expected(clock: list[float]) -> None:
     poller = select.poll()
     family = Family(poller)
     assert family.queue_ms is None
     with family.spares.add() as spare:
-        lend(family.spares, poller, spare)
-        spares.come_back(spare, "")
-        heard(family.spares, poller)
-        lend(family.spares, poller, spare)
-        client, connection = socket.socketpair()
-        family.serve(connection)
+        client = ask_one_that_is_brief(family, poller, spare)
         family.serve_queue()
         assert (family.forked, family.queue_ms) == ([], spares.BRIEF_S * 1000)
         other, second = socket.socketpair()  # there is one spare, and one waits for it
@@ -225,12 +233,7 @@ def test_it_does_not_wait_for_long(clock: list[float]) -> None:
     poller = select.poll()
     family = Family(poller)
     with family.spares.add() as spare:
-        lend(family.spares, poller, spare)
-        spares.come_back(spare, "")
-        heard(family.spares, poller)
-        lend(family.spares, poller, spare)
-        client, connection = socket.socketpair()
-        family.serve(connection)
+        client = ask_one_that_is_brief(family, poller, spare)
         clock[0] += spares.BRIEF_S
         assert family.queue_ms == 0
         family.serve_queue()
